@@ -1,0 +1,242 @@
+"""Makes the golden checkpoints of this folder: tiny random models and the logits they must give.
+
+Needs torch and transformers, which the project itself does not; run it only to add a variant:
+    python tests/golden/make_golden.py [name ...]
+Each variant is a folder with the checkpoint as transformers writes it (some edited afterwards to
+the older spellings), `ids.npy` (40 token ids) and `logits.npy` (float32 [40, vocab], computed in
+float32 from the weights as stored).  Every one-dimensional tensor is random and the logits have a
+standard deviation of 2: freshly initialised models have zero biases, unit norms and tiny logits,
+and a forgotten bias would pass unseen.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    OPTConfig,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+HERE = Path(__file__).parent
+N_PROMPT = 40
+LOGITS_STD = 2.0
+
+# Nothing is a multiple of 32, so that padded groups are met everywhere.
+LLAMA = dict(
+    vocab_size=64,
+    hidden_size=40,
+    intermediate_size=38,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
+OPT = dict(
+    vocab_size=64,
+    hidden_size=40,
+    word_embed_proj_dim=40,
+    ffn_dim=50,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=62,
+)
+LLAMA3_ROPE = dict(
+    rope_type="llama3",
+    rope_theta=500.0,
+    factor=8.0,
+    low_freq_factor=1.0,
+    high_freq_factor=4.0,
+    original_max_position_embeddings=32,
+)
+
+# name -> (config class, overrides, dtype, edit of the written folder)
+VARIANTS = {
+    "llama-mha": (LlamaConfig, dict(num_key_value_heads=4), "bfloat16", None),
+    "llama-rope3": (LlamaConfig, dict(rope_parameters=LLAMA3_ROPE), "bfloat16", None),
+    "llama-rope-linear": (
+        LlamaConfig,
+        dict(rope_parameters=dict(rope_type="linear", rope_theta=1000.0, factor=4.0)),
+        "bfloat16",
+        None,
+    ),
+    "llama-tied": (LlamaConfig, dict(tie_word_embeddings=True), "bfloat16", None),
+    "llama-biases": (LlamaConfig, dict(attention_bias=True, mlp_bias=True), "bfloat16", None),
+    "llama-relu": (LlamaConfig, dict(hidden_act="relu"), "float16", None),
+    "llama-relu-biases": (
+        LlamaConfig,
+        dict(hidden_act="relu", attention_bias=True, mlp_bias=True, rms_norm_eps=1e-5),
+        "bfloat16",
+        None,
+    ),
+    "llama-relu2": (LlamaConfig, dict(hidden_act="relu2"), "bfloat16", None),
+    "llama-gelu": (LlamaConfig, dict(hidden_act="gelu_pytorch_tanh"), "bfloat16", None),
+    "llama-ungated-relu2": (LlamaConfig, dict(hidden_act="relu2"), "float32", "ungated"),
+    "llama-ungated-silu": (LlamaConfig, dict(mlp_bias=True), "bfloat16", "ungated"),
+    "llama-head-dim": (LlamaConfig, dict(head_dim=14, eos_token_id=[2, 5]), "bfloat16", None),
+    "llama-legacy": (
+        LlamaConfig,
+        dict(
+            rope_parameters=dict(LLAMA3_ROPE, rope_theta=100.0),
+            tie_word_embeddings=True,
+            eos_token_id=None,
+        ),
+        "float32",
+        "legacy",
+    ),
+    "llama-sharded": (LlamaConfig, {}, "bfloat16", "sharded"),
+    "mistral-window": (MistralConfig, dict(sliding_window=8), "bfloat16", None),
+    "mistral-no-window": (MistralConfig, dict(sliding_window=None), "bfloat16", None),
+    "mistral-zero-window": (MistralConfig, dict(sliding_window=None), "float16", "zero-window"),
+    "qwen2": (Qwen2Config, dict(tie_word_embeddings=True), "bfloat16", None),
+    "qwen2-window": (
+        Qwen2Config,
+        dict(use_sliding_window=True, sliding_window=6, max_window_layers=1),
+        "bfloat16",
+        None,
+    ),
+    "qwen3": (Qwen3Config, dict(head_dim=16), "bfloat16", None),
+    "qwen3-bias": (Qwen3Config, dict(head_dim=10, attention_bias=True), "bfloat16", None),
+    "opt": (OPTConfig, dict(ffn_dim=42), "float32", None),
+    "opt-350m-like": (
+        OPTConfig,
+        dict(do_layer_norm_before=False, word_embed_proj_dim=24),
+        "float16",
+        None,
+    ),
+    "opt-plain": (
+        OPTConfig,
+        dict(enable_bias=False, layer_norm_elementwise_affine=False, word_embed_proj_dim=24),
+        "float16",
+        None,
+    ),
+    "opt-no-final-norm": (OPTConfig, dict(_remove_final_layer_norm=True), "float16", None),
+    "opt-no-prefix": (OPTConfig, {}, "float16", "no-prefix"),
+}
+
+
+class UngatedMLP(torch.nn.Module):
+    """down(act(up(x))): not in transformers' Llama; our config key is `mlp_gated: false`."""
+
+    def __init__(self, gated):
+        super().__init__()
+        self.up_proj, self.down_proj, self.act_fn = gated.up_proj, gated.down_proj, gated.act_fn
+
+    def forward(self, x):
+        return self.down_proj(self.act_fn(self.up_proj(x)))
+
+
+def randomise(model, generator):
+    for tensor in model.parameters():
+        noise = torch.randn(tensor.shape, generator=generator)
+        if tensor.ndim == 1:
+            # norm weights and biases alike: around 1 for weights, around 0 for biases
+            centre = 1.0 if tensor.detach().mean() > 0.5 else 0.0
+            tensor.data = centre + 0.4 * noise
+        else:
+            tensor.data = noise * (1.3 / tensor.shape[1] ** 0.5)
+
+
+def last_scalable(model):
+    """Tensors whose scale is the scale of the logits and of nothing else."""
+    if not model.config.tie_word_embeddings:
+        return [model.lm_head.weight]
+    decoder = getattr(model.model, "decoder", model.model)
+    if getattr(decoder, "project_out", None) is not None:
+        return [decoder.project_out.weight]
+    norm = getattr(decoder, "norm", None) or getattr(decoder, "final_layer_norm", None)
+    if norm is None:
+        return None
+    return list(norm.parameters())
+
+
+def logits_of(model, ids):
+    with torch.no_grad():
+        return model(torch.from_numpy(ids)[None].long()).logits[0].float().numpy()
+
+
+def build(config, dtype, seed, edit=None):
+    """A random model in float32 whose values are exact in `dtype`, its prompt and its logits."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    if edit == "ungated":
+        for layer in model.model.layers:
+            layer.mlp = UngatedMLP(layer.mlp)
+    randomise(model, generator)
+    ids = np.random.default_rng(seed).integers(0, config.vocab_size, N_PROMPT).astype(np.int32)
+    scalable = last_scalable(model)
+    if scalable is not None:
+        factor = LOGITS_STD / float(logits_of(model, ids).std())
+        for tensor in scalable:
+            tensor.data *= factor
+    for tensor in model.parameters():
+        tensor.data = tensor.data.to(getattr(torch, dtype)).float()
+    logits = logits_of(model, ids)
+    assert logits.std() > 1, logits.std()
+    return model, ids, logits
+
+
+def edit_json(path, change):
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content, indent=1, sort_keys=True))
+
+
+def to_legacy(config):
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope.pop("rope_theta")
+    config["rope_scaling"] = dict(rope, type=rope["rope_type"])
+    config["torch_dtype"] = config.pop("dtype")
+    config["head_dim"] = None
+
+
+def write(model, dtype, folder, edit=None):
+    from safetensors.torch import load_file, save_file
+
+    model = model.to(getattr(torch, dtype))
+    model.config.dtype = dtype
+    shards = {"max_shard_size": "20kB"} if edit == "sharded" else {}
+    model.save_pretrained(folder, **shards)
+    config, weights = folder / "config.json", folder / "model.safetensors"
+    if edit == "ungated":
+        edit_json(config, lambda c: c.update(mlp_gated=False))
+    elif edit == "zero-window":
+        edit_json(config, lambda c: c.update(sliding_window=0))
+    elif edit == "legacy":
+        edit_json(config, to_legacy)
+        tensors = load_file(weights)
+        # as one real checkpoint has it: the tied matrix under the head's name only
+        tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
+        save_file(tensors, weights, metadata={"format": "pt"})
+    elif edit == "no-prefix":
+        tensors = load_file(weights)
+        save_file({k.removeprefix("model."): v for k, v in tensors.items()}, weights)
+
+
+def make(name, folder, seed):
+    config_class, overrides, dtype, edit = VARIANTS[name]
+    config = config_class(**{**(OPT if config_class is OPTConfig else LLAMA), **overrides})
+    model, ids, logits = build(config, dtype, seed, edit)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(model, dtype, folder, edit)
+    np.save(folder / "ids.npy", ids)
+    np.save(folder / "logits.npy", logits)
+    return logits
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or VARIANTS:
+        logits = make(name, HERE / name, seed=list(VARIANTS).index(name))
+        size = sum(f.stat().st_size for f in (HERE / name).iterdir())
+        print(f"{name:22} logits std {logits.std():.2f}  {size / 1e3:.0f} kB")
