@@ -1,0 +1,209 @@
+"""What a model family tells the rest of the house about itself without touching a weight.
+
+A family is a frozen config, normalised from the checkpoint's own keys, and a list of *roles*: which
+planes and vectors the container holds and which checkpoint tensors each is made of.  Conversion
+walks the roles; it knows no family.  The roles know no file: shapes here are what the config
+promises, and whoever reads the checkpoint compares.
+
+A plane holds items of equal geometry: the rows of a matrix (several matrices may be stacked), or
+the bundles of one layer (a piece of every named matrix for every neuron).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar
+
+from ..errors import FormatError, UnsupportedError
+from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+
+# Activations by their canonical names, and the spellings found in configs.
+ACTIVATIONS = {
+    "silu": ("silu", "swish"),
+    "relu": ("relu",),
+    "relu2": ("relu2", "relu^2", "relu_2", "relu_squared", "squared_relu"),
+    "gelu": ("gelu", "gelu_python"),
+    "gelu_tanh": ("gelu_tanh", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
+}
+# Exactly zero for every non-positive pre-activation: an inactive neuron need not be read.
+SPARSE_ACTIVATIONS = ("relu", "relu2")
+
+
+def activation_name(spelling: str) -> str:
+    """The canonical name of an activation; UnsupportedError names one we do not compute."""
+    for name, spellings in ACTIVATIONS.items():
+        if spelling in spellings:
+            return name
+    known = ", ".join(s for spellings in ACTIVATIONS.values() for s in spellings)
+    raise UnsupportedError(f"activation {spelling!r} is not supported; known: {known}")
+
+
+@dataclass(frozen=True)
+class TensorRole:
+    """One checkpoint tensor: the first of `names` that exists, of exactly this `shape`.
+
+    `transposed`: the items are the columns of the stored matrix (a down projection is stored
+    [hidden, intermediate]; a neuron's piece is a column).  Absent and not `required`: zeros.
+    """
+
+    names: tuple[str, ...]
+    shape: tuple[int, ...]
+    transposed: bool = False
+    required: bool = True
+
+    @property
+    def n_items(self) -> int:
+        return self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def n_cols(self) -> int:
+        return self.shape[0] if self.transposed else self.shape[1]
+
+
+@dataclass(frozen=True)
+class PlaneRole:
+    """A plane: `tensors` are (name, tensor): stacked parts of "rows", or pieces of "bundles".
+
+    `use` says how the plane is read, which decides its frames: "embed" (single rows on demand),
+    "dense" (always all of it), "deciding" (swept or pinned), "sparse" (active items only).
+    """
+
+    name: str
+    kind: str
+    use: str
+    tensors: tuple[tuple[str, TensorRole], ...]
+
+    @property
+    def n_items(self) -> int:
+        if self.kind == "bundles":
+            return self.tensors[0][1].n_items
+        return sum(tensor.n_items for _, tensor in self.tensors)
+
+
+@dataclass(frozen=True)
+class VectorRole:
+    """A float32 vector: the named tensors one after another (zeros where one may be absent)."""
+
+    name: str
+    parts: tuple[TensorRole, ...]
+
+    @property
+    def length(self) -> int:
+        return sum(part.shape[0] for part in self.parts)
+
+
+@dataclass(frozen=True)
+class Roles:
+    """Everything the container holds of a checkpoint, planes in model order.
+
+    `ignored`: regular expressions of tensor names that carry nothing (buffers and the like).
+    """
+
+    planes: tuple[PlaneRole, ...]
+    vectors: tuple[VectorRole, ...]
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(ABC):
+    """What every family's config has.  Sizes are counts; `eos_ids` may be empty, `bos_id` None."""
+
+    family: ClassVar[str]
+
+    model_type: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    n_context: int
+    norm_eps: float
+    activation: str
+    gated: bool
+    tied: bool
+    bos_id: int | None
+    eos_ids: tuple[int, ...]
+
+    @property
+    def sparse(self) -> bool:
+        """True where inactive neurons contribute exactly nothing and need not be read."""
+        return self.activation in SPARSE_ACTIVATIONS
+
+    @classmethod
+    @abstractmethod
+    def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> ModelConfig:
+        """The config from a checkpoint's config.json.
+
+        CheckpointError for what cannot be read, UnsupportedError (naming it) for what this family
+        does not compute; doubtful but usable settings are appended to `warnings`.
+        """
+
+    @abstractmethod
+    def roles(self) -> Roles:
+        """The planes and vectors of a model of this config."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON; the container carries exactly this."""
+        return asdict(self)
+
+    @classmethod
+    @abstractmethod
+    def from_dict(
+        cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
+    ) -> ModelConfig:
+        """The inverse of to_dict for a dictionary from a file: unknown keys, missing keys, wrong
+        types and wild numbers raise `error` with `path`."""
+
+
+def known_keys_only(cls: type, source: Fields) -> None:
+    """Raises unless `source` has exactly the fields of the dataclass `cls`."""
+    known = {f.name for f in fields(cls)}
+    for key in sorted(map(str, source.raw.keys() - known)):
+        raise source.fail(key, "a known key", "an unknown one")
+    for key in sorted(known - source.raw.keys()):
+        raise source.fail(key, "a value", "nothing")
+
+
+def common_from_dict(source: Fields) -> dict[str, Any]:
+    """The fields of ModelConfig from our own dictionary, checked one by one and together."""
+    vocab_size = source.integer("vocab_size", 1, MAX_VOCAB)
+    values = {
+        "model_type": source.text("model_type"),
+        "vocab_size": vocab_size,
+        "hidden_size": source.integer("hidden_size", 1, MAX_WIDTH),
+        "intermediate_size": source.integer("intermediate_size", 1, MAX_WIDTH),
+        "n_layers": source.integer("n_layers", 1, MAX_LAYERS),
+        "n_heads": source.integer("n_heads", 1, MAX_HEADS),
+        "n_kv_heads": source.integer("n_kv_heads", 1, MAX_HEADS),
+        "head_dim": source.integer("head_dim", 1, 2**14),
+        "n_context": source.integer("n_context", 1, MAX_CONTEXT),
+        "norm_eps": source.number("norm_eps", 0.0, 1.0),
+        "activation": source.text("activation"),
+        "gated": source.flag("gated"),
+        "tied": source.flag("tied"),
+        "bos_id": source.integer("bos_id", 0, vocab_size - 1, None),
+        "eos_ids": source.integers("eos_ids", 0, vocab_size - 1, 1024),
+    }
+    if values["activation"] not in ACTIVATIONS:
+        raise source.fail("activation", " or ".join(ACTIVATIONS), values["activation"])
+    check_heads(source, values["n_heads"], values["n_kv_heads"])
+    return values
+
+
+def check_heads(source: Fields, n_heads: int, n_kv_heads: int) -> None:
+    if n_heads % n_kv_heads:
+        raise source.fail("n_heads", f"a multiple of {n_kv_heads} key/value heads", n_heads)
+
+
+def hf_sizes(source: Fields) -> tuple[int, int, int, int]:
+    """vocab_size, hidden_size, n_layers, n_heads as every Hugging Face config spells them."""
+    return (
+        source.integer("vocab_size", 1, MAX_VOCAB),
+        source.integer("hidden_size", 1, MAX_WIDTH),
+        source.integer("num_hidden_layers", 1, MAX_LAYERS),
+        source.integer("num_attention_heads", 1, MAX_HEADS),
+    )
+

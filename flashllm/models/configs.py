@@ -1,0 +1,36 @@
+"""The table of family configs, and the way from a config.json to one of them."""
+
+from __future__ import annotations
+
+from ..errors import FormatError, UnsupportedError
+from ..registry import Registry
+from .base import ModelConfig
+from .fields import Fields
+from .llama_config import LlamaConfig
+from .opt_config import OPTConfig
+
+CONFIGS: Registry[type[ModelConfig]] = Registry(
+    "model family", {config.family: config for config in (LlamaConfig, OPTConfig)}
+)
+
+
+def config_from_hf(raw: dict, warnings: list[str] | None = None) -> ModelConfig:
+    """The normalised config of a checkpoint's config.json, whatever its family.
+
+    CheckpointError for a malformed one; UnsupportedError names a model type no family serves.
+    """
+    model_type = Fields(raw).text("model_type")
+    for _, config in CONFIGS.items():
+        if model_type in config.model_types:
+            return config.from_hf(raw, warnings)
+    known = ", ".join(name for _, config in CONFIGS.items() for name in config.model_types)
+    raise UnsupportedError(f"model type {model_type!r} is not supported; known: {known}")
+
+
+def config_from_dict(
+    family: str, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
+) -> ModelConfig:
+    """The config a container carries; everything in `raw` is checked (see ModelConfig)."""
+    if family not in CONFIGS:
+        raise UnsupportedError(f"{path}: model family {family!r} is not supported")
+    return CONFIGS[family].from_dict(raw, path=path, error=error)

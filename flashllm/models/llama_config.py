@@ -1,0 +1,225 @@
+"""The llama family's config and tensor roles: Llama 2/3, Mistral, Qwen2, dense Qwen3.
+
+RMSNorm, rotary attention with grouped key/value heads, a gated FFN down(act(gate(x)) * up(x)) or,
+with our own config key `"mlp_gated": false`, an ungated one down(act(up(x))).  What differs between
+the model types is which biases exist, whether q and k are normed per head, and which layers attend
+through a window; all of it is normalised here, so that nobody else asks for the model type.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ..errors import FormatError, UnsupportedError
+from .base import (
+    ModelConfig,
+    PlaneRole,
+    Roles,
+    TensorRole,
+    VectorRole,
+    activation_name,
+    check_heads,
+    common_from_dict,
+    hf_sizes,
+    known_keys_only,
+)
+from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields, token_ids
+from .rope import Rope, rope_from_dict, rope_from_hf
+
+# Used where config.json is silent, as the checkpoints' own configuration classes have them.
+_DEFAULT_KV_HEADS = {"mistral": 8}
+_DEFAULT_HEAD_DIM = {"qwen3": 128}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaConfig(ModelConfig):
+    """`windows`: per layer the number of keys a token sees, itself included; 0 is all of them."""
+
+    family: ClassVar[str] = "llama"
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
+
+    rope: Rope
+    windows: tuple[int, ...]
+    qkv_bias: bool
+    o_bias: bool
+    mlp_bias: bool
+    qk_norm: bool
+
+    @classmethod
+    def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> LlamaConfig:
+        notes: list[str] = []
+        source = Fields(raw)
+        model_type = source.text("model_type")
+        vocab_size, hidden_size, n_layers, n_heads = hf_sizes(source)
+        n_context = source.integer("max_position_embeddings", 1, MAX_CONTEXT, 2048)
+        head_dim = source.integer("head_dim", 1, 2**14, _DEFAULT_HEAD_DIM.get(model_type))
+        if head_dim is None:
+            if hidden_size % n_heads:
+                raise source.fail("hidden_size", f"a multiple of {n_heads} heads", hidden_size)
+            head_dim = hidden_size // n_heads
+        n_kv_heads = n_heads
+        if "num_key_value_heads" not in raw:
+            n_kv_heads = _DEFAULT_KV_HEADS.get(model_type, n_heads)
+        n_kv_heads = source.integer("num_key_value_heads", 1, MAX_HEADS, n_kv_heads)
+        check_heads(source, n_heads, n_kv_heads)
+        attention_bias = source.flag("attention_bias", False) and model_type in ("llama", "qwen3")
+        bos_ids, bos_notes = token_ids(source, "bos_token_id", vocab_size)
+        eos_ids, eos_notes = token_ids(source, "eos_token_id", vocab_size)
+        notes += bos_notes if raw.get("bos_token_id") is not None else []
+        notes += eos_notes
+        config = cls(
+            model_type=model_type,
+            vocab_size=vocab_size,
+            hidden_size=hidden_size,
+            intermediate_size=source.integer("intermediate_size", 1, MAX_WIDTH),
+            n_layers=n_layers,
+            n_heads=n_heads,
+            n_kv_heads=n_kv_heads,
+            head_dim=head_dim,
+            n_context=n_context,
+            norm_eps=source.number("rms_norm_eps", 0.0, 1.0, 1e-6),
+            activation=activation_name(source.text("hidden_act", "silu")),
+            gated=source.flag("mlp_gated", True),
+            tied=source.flag("tie_word_embeddings", False),
+            bos_id=bos_ids[0] if bos_ids else None,
+            eos_ids=eos_ids,
+            rope=rope_from_hf(source, head_dim, n_context),
+            windows=_windows(source, model_type, n_layers, notes),
+            qkv_bias=attention_bias or model_type == "qwen2",
+            o_bias=attention_bias,
+            mlp_bias=model_type == "llama" and source.flag("mlp_bias", False),
+            qk_norm=model_type == "qwen3",
+        )
+        if warnings is not None:
+            warnings.extend(notes)
+        return config
+
+    @classmethod
+    def from_dict(
+        cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
+    ) -> LlamaConfig:
+        source = Fields(raw, path, error)
+        known_keys_only(cls, source)
+        values = common_from_dict(source)
+        values["rope"] = rope_from_dict(
+            Fields(source.get("rope"), f"{path}: rope", error), values["head_dim"]
+        )
+        values["windows"] = source.integers("windows", 0, MAX_CONTEXT, MAX_LAYERS)
+        if len(values["windows"]) != values["n_layers"]:
+            raise source.fail("windows", f"one per layer ({values['n_layers']})", values["windows"])
+        for key in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm"):
+            values[key] = source.flag(key)
+        if values["model_type"] not in cls.model_types:
+            raise source.fail("model_type", " or ".join(cls.model_types), values["model_type"])
+        return cls(**values)
+
+    def roles(self) -> Roles:
+        h, n_qkv = self.hidden_size, self.n_heads * self.head_dim
+        embedding = ("model.embed_tokens.weight", "embed_tokens.weight")
+        head = ("lm_head.weight",)
+        vocab = (self.vocab_size, h)
+        planes = [
+            PlaneRole(
+                "embed",
+                "rows",
+                "dense" if self.tied else "embed",
+                # some tied checkpoints keep the one matrix under the head's name only
+                (("row", TensorRole(embedding + (head if self.tied else ()), vocab)),),
+            )
+        ]
+        vectors: list[VectorRole] = []
+        for i in range(self.n_layers):
+            planes += self._layer_planes(i, n_qkv)
+            vectors += self._layer_vectors(i, n_qkv)
+        vectors.append(VectorRole("final_norm.weight", (_tensor("norm.weight", h),)))
+        if not self.tied:
+            planes.append(PlaneRole("head", "rows", "dense", (("row", TensorRole(head, vocab)),)))
+        return Roles(tuple(planes), tuple(vectors), (r".*rotary_emb\.inv_freq",))
+
+    def _layer_planes(self, i: int, n_q: int) -> list[PlaneRole]:
+        h, n, n_kv = self.hidden_size, self.intermediate_size, self.n_kv_heads * self.head_dim
+        attention = f"layers.{i}.self_attn"
+        gate = ("gate", _tensor(f"layers.{i}.mlp.gate_proj.weight", n, h))
+        up = ("up", _tensor(f"layers.{i}.mlp.up_proj.weight", n, h))
+        down = ("down", _tensor(f"layers.{i}.mlp.down_proj.weight", h, n, transposed=True))
+        planes = [
+            PlaneRole(
+                f"layers.{i}.qkv",
+                "rows",
+                "dense",
+                (
+                    ("q", _tensor(f"{attention}.q_proj.weight", n_q, h)),
+                    ("k", _tensor(f"{attention}.k_proj.weight", n_kv, h)),
+                    ("v", _tensor(f"{attention}.v_proj.weight", n_kv, h)),
+                ),
+            ),
+            PlaneRole(
+                f"layers.{i}.o",
+                "rows",
+                "dense",
+                (("row", _tensor(f"{attention}.o_proj.weight", h, n_q)),),
+            ),
+        ]
+        pieces = [gate, up, down] if self.gated else [up, down]
+        if self.sparse:
+            deciding = pieces.pop(0)[1]
+            planes.append(
+                PlaneRole(f"layers.{i}.deciding", "rows", "deciding", (("row", deciding),))
+            )
+        use = "sparse" if self.sparse else "dense"
+        planes.append(PlaneRole(f"layers.{i}.ffn", "bundles", use, tuple(pieces)))
+        return planes
+
+    def _layer_vectors(self, i: int, n_q: int) -> list[VectorRole]:
+        h, n, n_kv = self.hidden_size, self.intermediate_size, self.n_kv_heads * self.head_dim
+        attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
+        found = {
+            "attn_norm.weight": (_tensor(f"layers.{i}.input_layernorm.weight", h),),
+            "ffn_norm.weight": (_tensor(f"layers.{i}.post_attention_layernorm.weight", h),),
+        }
+        if self.qkv_bias:
+            found["qkv.bias"] = (
+                _tensor(f"{attention}.q_proj.bias", n_q),
+                _tensor(f"{attention}.k_proj.bias", n_kv),
+                _tensor(f"{attention}.v_proj.bias", n_kv),
+            )
+        if self.o_bias:
+            found["o.bias"] = (_tensor(f"{attention}.o_proj.bias", h),)
+        if self.qk_norm:
+            found["q_norm.weight"] = (_tensor(f"{attention}.q_norm.weight", self.head_dim),)
+            found["k_norm.weight"] = (_tensor(f"{attention}.k_norm.weight", self.head_dim),)
+        if self.mlp_bias:
+            biases = {"gate": _tensor(f"{mlp}.gate_proj.bias", n)} if self.gated else {}
+            biases["up"] = _tensor(f"{mlp}.up_proj.bias", n)
+            if self.sparse:
+                found["deciding.bias"] = (biases.pop("gate" if self.gated else "up"),)
+            found |= {f"{name}.bias": (tensor,) for name, tensor in biases.items()}
+            found["ffn.bias"] = (_tensor(f"{mlp}.down_proj.bias", h),)
+        return [VectorRole(f"layers.{i}.{name}", parts) for name, parts in found.items()]
+
+
+def _tensor(name: str, *shape: int, transposed: bool = False) -> TensorRole:
+    # bare base models are saved without the "model." prefix
+    return TensorRole((f"model.{name}", name), shape, transposed)
+
+
+def _windows(source: Fields, model_type: str, n_layers: int, notes: list[str]) -> tuple[int, ...]:
+    """The attention window of every layer; 0 where it sees everything."""
+    window = source.integer("sliding_window", 0, MAX_CONTEXT, 0)
+    if model_type == "mistral":
+        return (window,) * n_layers
+    if model_type == "llama" or not source.flag("use_sliding_window", False):
+        return (0,) * n_layers
+    layer_types = source.get("layer_types")
+    if layer_types is None:
+        first = source.integer("max_window_layers", 0, MAX_LAYERS, 28)
+        return tuple(window if i >= first else 0 for i in range(n_layers))
+    if not isinstance(layer_types, list) or len(layer_types) != n_layers:
+        raise source.fail("layer_types", f"a list of {n_layers}", layer_types)
+    for name in layer_types:
+        if name not in ("full_attention", "sliding_attention"):
+            raise UnsupportedError(f"{source.path}: layer type {name!r} is not supported")
+    if "sliding_attention" in layer_types and not window:
+        notes.append("layer_types names sliding attention but there is no window; ignored")
+    return tuple(window if name == "sliding_attention" else 0 for name in layer_types)
