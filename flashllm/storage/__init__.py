@@ -1,0 +1,26 @@
+"""Read ranges of a file into given memory: `direct`, `pread`, `mmap`.  The contract is base.py."""
+
+from __future__ import annotations
+
+import os
+
+from ..registry import Registry
+from .base import ReadBatch, Storage, Ticket
+from .direct import DirectStorage
+from .mmap import MmapStorage
+from .pread import PreadStorage
+
+__all__ = ["STORAGES", "ReadBatch", "Storage", "Ticket", "open_storage"]
+
+STORAGES: Registry[type[Storage]] = Registry(
+    "storage", {kind.name: kind for kind in (DirectStorage, PreadStorage, MmapStorage)}
+)
+
+
+def open_storage(name: str, path: str | os.PathLike, *, depth: int = 16) -> Storage:
+    """Open `path` with the backend called `name`, `depth` reads in flight.
+
+    Raises UnknownNameError, FormatError (not a regular file), FlashReadError (cannot be opened) and
+    UnsupportedError (the file system cannot serve this backend).
+    """
+    return STORAGES[name](path, depth=depth)

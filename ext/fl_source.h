@@ -1,0 +1,60 @@
+/* One open file and how ranges of it reach memory: direct, buffered, or through a mapping.
+ *
+ * Knows descriptors, offsets and iovecs; no queue, no threads, no Python.  Any number of threads
+ * may read one source at once.  Nothing here prints, exits or raises a signal: what goes wrong is
+ * described in an fl_failure. */
+#ifndef FL_SOURCE_H
+#define FL_SOURCE_H
+
+#include <stdatomic.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+enum { FL_DIRECT = 0, FL_PREAD = 1, FL_MMAP = 2 };
+
+enum { FL_OK = 0, FL_FAIL_READ = 1, FL_FAIL_END = 2, FL_FAIL_CHECK = 3 };
+
+typedef struct {
+    int kind;          /* FL_FAIL_* */
+    int error;         /* errno of FL_FAIL_READ */
+    int64_t extent;    /* index in its batch, -1 outside one */
+    int64_t check;     /* index in its extent, for FL_FAIL_CHECK */
+    int64_t offset;    /* in the file, where it went wrong */
+    uint64_t expected, found;
+} fl_failure;
+
+typedef struct {
+    int fd, mode;
+    int64_t size;               /* when it was opened */
+    int64_t alignment;          /* of offsets and lengths: FL_DIRECT only, else 1 */
+    int64_t memory_alignment;   /* of addresses: FL_DIRECT only, else 1 */
+    int64_t os_page;
+    uint8_t *map;               /* FL_MMAP: the whole file, or NULL when it is empty */
+    int map_slot;
+    atomic_uint_fast64_t bytes_read, n_reads, n_retries, read_ns;
+} fl_source;
+
+/* Takes no ownership of `fd` until it returns 0; an errno otherwise. */
+int fl_source_open(fl_source *s, int fd, int mode, int64_t size, int64_t alignment,
+                   int64_t memory_alignment);
+void fl_source_close(fl_source *s);
+
+/* Fill the iovecs from [offset, offset + length); they sum to `length` and are left unchanged. */
+int fl_source_read(fl_source *s, int64_t offset, int64_t length, struct iovec *iov, int n_iov,
+                   fl_failure *failure);
+
+/* Any offset and length into `out`, through an aligned bounce buffer where the mode needs one. */
+int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
+                   fl_failure *failure);
+
+/* The range will be read soon (FL_MMAP) / has been consumed and need not stay in the page cache. */
+void fl_source_ahead(fl_source *s, int64_t offset, int64_t length);
+void fl_source_drop(fl_source *s, int64_t start, int64_t stop);
+
+/* What the file system says O_DIRECT needs; 0 and 0 when it says that it has none; -1 unknown. */
+void fl_direct_alignment(int fd, int64_t *alignment, int64_t *memory_alignment);
+
+/* Bytes of [offset, offset + length) in the page cache, whole OS pages; -1 and errno on failure. */
+int64_t fl_resident_bytes(int fd, int64_t offset, int64_t length);
+
+#endif

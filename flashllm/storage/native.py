@@ -1,0 +1,173 @@
+"""Storage over the compiled reader: opens the file safely and words what goes wrong.
+
+The three backends differ in how the descriptor is prepared and in the reader's mode; everything
+else they share is here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from .. import _core
+from ..errors import ChecksumError, ClosedError, FlashReadError, FormatError, UsageError
+from .base import READ_LIMIT, Describe, ReadBatch, Storage, Ticket
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def open_regular(path: str | os.PathLike) -> tuple[str, int, int]:
+    """(path, descriptor, size) of a regular file, opened for reading.
+
+    Raises FlashReadError when it cannot be opened and FormatError when it is not a regular file;
+    never waits, whatever lies at the path.
+    """
+    try:
+        path = os.fsdecode(path)
+        # O_NONBLOCK: opening a FIFO without a writer, or some devices, would block.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    except OSError as error:
+        raise FlashReadError(error.errno, error.strerror, path, 0, "open") from error
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{path!r} is not a path: {error}") from error
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
+        raise FormatError(path, "kind of file", "a regular file", kind)
+    return path, fd, found.st_size
+
+
+class NativeTicket(Ticket):
+    def __init__(self, native: _core.NativeTicket, storage: NativeStorage, describe):
+        self._native, self._storage, self._describe = native, storage, describe
+
+    def wait(self, upto: int | None = None) -> None:
+        n = self._native.n
+        if upto is None:
+            upto = n
+        elif not 0 <= upto <= n:
+            raise UsageError(f"wait for {upto} extents of a batch of {n}")
+        try:
+            self._native.wait(upto)
+        except _core.ReadFailure as failure:
+            raise self._storage._worded(failure, self._describe) from None
+
+    def done(self) -> int:
+        n = self._native.done()
+        if n < 0:
+            raise self._storage._forked()
+        return n
+
+    def close(self) -> None:
+        self._native.close()
+
+
+class NativeStorage(Storage):
+    """The shared body of `direct`, `pread` and `mmap`."""
+
+    mode: int
+
+    def __init__(self, path: str | os.PathLike, *, depth: int = 16):
+        if not isinstance(depth, int) or not 1 <= depth <= 256:
+            raise UsageError(f"depth is the number of reads in flight, 1 to 256, not {depth!r}")
+        self.depth = depth
+        self.path, fd, self.size = open_regular(path)
+        try:
+            self.alignment, self.memory_alignment = self._prepare(fd)
+            self._reader = _core.Reader(
+                fd, self.mode, self.size, depth, self.alignment, self.memory_alignment
+            )
+        except OSError as error:
+            os.close(fd)
+            if isinstance(error, FlashReadError):
+                raise
+            strerror = os.strerror(error.errno)
+            raise FlashReadError(error.errno, strerror, self.path, 0, "open") from error
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd: int | None = fd
+
+    def _prepare(self, fd: int) -> tuple[int, int]:
+        """Make the descriptor ready; (alignment, memory alignment)."""
+        os.set_blocking(fd, True)
+        return 1, 1
+
+    def submit(self, batch: ReadBatch, describe: Describe | None = None) -> Ticket:
+        try:
+            native = self._reader.submit(*batch.arrays())
+        except _core.ReadFailure as failure:
+            raise self._worded(failure, describe) from None
+        except (ValueError, TypeError) as error:
+            batch.validate()
+            raise UsageError(f"not a batch: {error}") from error
+        return NativeTicket(native, self, describe)
+
+    def read(self, offset: int, length: int) -> bytes:
+        if offset < 0 or not 0 <= length <= READ_LIMIT or offset > 2**62:
+            raise UsageError(f"cannot read {length} bytes at offset {offset} in one go")
+        if self._fd is not None and offset + length > self.size:
+            # Before anything is allocated: the length may come from a hostile header.
+            raise self._end(offset, self.size, "")
+        try:
+            return self._reader.read(offset, length)
+        except _core.ReadFailure as failure:
+            raise self._worded(failure, None) from None
+
+    def stats(self) -> dict[str, int]:
+        names = ("bytes_read", "n_reads", "n_retries", "read_ns")
+        return dict(zip(names, self._reader.stats(), strict=True))
+
+    def fileno(self) -> int:
+        if self._fd is None:
+            raise ClosedError(f"{self.path}: the storage is closed")
+        return self._fd
+
+    def close(self) -> None:
+        self._fd = None
+        self._reader.close()
+
+    def _forked(self) -> ClosedError:
+        return ClosedError(
+            f"{self.path}: opened before a fork; reading threads do not follow into the child, "
+            "open the file there"
+        )
+
+    def _end(self, offset: int, size: int, where: str) -> FlashReadError:
+        strerror = f"the file ends at {size}, before the bytes that are wanted"
+        return FlashReadError(errno.ENODATA, strerror, self.path, offset, where)
+
+    def _worded(self, failure: _core.ReadFailure, describe: Describe | None) -> Exception:
+        where = ""
+        if failure.kind in ("read", "end", "check") and failure.extent >= 0:
+            check = failure.check if failure.kind == "check" else -1
+            where = f"extent {failure.extent}" + (f", check {check}" if check >= 0 else "")
+            if describe is not None:
+                where = describe(failure.extent, check)
+        match failure.kind:
+            case "read":
+                strerror = os.strerror(failure.error)
+                return FlashReadError(failure.error, strerror, self.path, failure.offset, where)
+            case "end":
+                return self._end(failure.offset, failure.offset, where)
+            case "check":
+                where = f"{where} at offset {failure.offset}"
+                return ChecksumError(self.path, where, failure.expected, failure.found)
+            case "closed":
+                return ClosedError(f"{self.path}: the storage or the batch was closed")
+            case "forked":
+                return self._forked()
+            case "system":
+                strerror = os.strerror(failure.error)
+                return FlashReadError(failure.error, strerror, self.path, 0, "submit")
+        assert failure.kind == "refused", failure.kind
+        aligned = f" (alignment {self.alignment})" if self.alignment > 1 else ""
+        return UsageError(f"{self.path}: extent {failure.extent}: {failure.reason}{aligned}")
