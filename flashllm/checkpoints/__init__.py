@@ -1,0 +1,12 @@
+"""Source checkpoints, read lazily and suspiciously (contract in base.py)."""
+
+from ..registry import Registry
+from .base import STORAGE_DTYPES, Checkpoint, widen
+from .opening import open_checkpoint
+from .safetensors import SafetensorsCheckpoint
+
+CHECKPOINTS: Registry[type[Checkpoint]] = Registry(
+    "checkpoint kind", {kind.kind: kind for kind in (SafetensorsCheckpoint,)}
+)
+
+__all__ = ["CHECKPOINTS", "STORAGE_DTYPES", "Checkpoint", "open_checkpoint", "widen"]

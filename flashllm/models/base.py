@@ -206,4 +206,3 @@ def hf_sizes(source: Fields) -> tuple[int, int, int, int]:
         source.integer("num_hidden_layers", 1, MAX_LAYERS),
         source.integer("num_attention_heads", 1, MAX_HEADS),
     )
-

@@ -1,8 +1,8 @@
 """Rotary position frequencies: which pairs turn how fast.
 
-Source of the method: RoFormer (arXiv 2104.09864); linear position interpolation (arXiv 2306.15595);
+Source of the method: RoFormer (arXiv 2104.09864); linear interpolation (arXiv 2306.15595);
 the "llama3" rule is the one published with Llama 3.1 (long wavelengths divided by `factor`, short
-ones kept, a linear blend between).  Half-split layout: element i turns with element i + n_rotated/2.
+ones kept, a linear blend between).  Half-split: element i turns with element i + n_rotated/2.
 """
 
 from __future__ import annotations

@@ -1,0 +1,85 @@
+"""Which kind of checkpoint lies at a path: told by its first bytes, never by its suffix."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from ..errors import CheckpointError, UnsupportedError
+from .base import Checkpoint
+from .files import SourceFile
+from .safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsCheckpoint, read_index
+
+# First bytes of kinds we know by name and do not read.
+_UNSUPPORTED = {
+    b"GGUF": "GGUF",
+    struct.pack("<i", 0x67676D66): "rwkv.cpp",
+    struct.pack("<i", 0x67676D6C): "legacy ggml",
+    b"PK\x03\x04": "a zip archive (a PyTorch .pth/.bin file: pickles are never read)",
+    b"\x80\x02": "a pickle (pickles are never read)",
+    b"\x80\x03": "a pickle (pickles are never read)",
+    b"\x80\x04": "a pickle (pickles are never read)",
+    b"\x80\x05": "a pickle (pickles are never read)",
+    b"FLSH": "a flashllm container",
+}
+
+
+def sniff(path: Path) -> str:
+    """ "safetensors" or "json" for a regular file; UnsupportedError names any other known kind."""
+    file = SourceFile(path)
+    try:
+        head = bytes(file.read(0, min(16, file.size)))
+    finally:
+        file.close()
+    for magic, name in _UNSUPPORTED.items():
+        if head.startswith(magic):
+            raise UnsupportedError(f"{path}: {name} is not supported as a source")
+    if head.lstrip()[:1] == b"{":
+        return "json"
+    if len(head) > 8 and head[8:9] == b"{":
+        return "safetensors"
+    if len(head) > 8 and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER_BYTES:
+        return "safetensors"  # a damaged one: let its reader say what is wrong
+    raise CheckpointError(path, "first bytes", "a safetensors header", head[:9].hex() or "nothing")
+
+
+def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
+    """The checkpoint at `path`: a Hugging Face directory, its index, or one of its files.
+
+    CheckpointError for what is missing or malformed; UnsupportedError for kinds known by name.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _open_folder(path)
+    if sniff(path) == "json":
+        if path.name == INDEX_NAME:
+            return _open_sharded(path, path)
+        return _open_folder(path.parent)
+    return SafetensorsCheckpoint(path, path.parent, [path], None)
+
+
+def _open_folder(folder: Path) -> Checkpoint:
+    if os.path.lexists(folder / INDEX_NAME):
+        return _open_sharded(folder, folder / INDEX_NAME)
+    if os.path.lexists(folder / "model.safetensors"):
+        found = [folder / "model.safetensors"]
+    else:
+        found = sorted(folder.glob("*.safetensors"))
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise CheckpointError(folder, "safetensors files", f"one, or {INDEX_NAME}", names)
+    if not found:
+        for other in sorted(folder.iterdir()):
+            if other.suffix in (".bin", ".pth", ".pt", ".gguf") and other.is_file():
+                sniff(other)  # names the kind
+        raise CheckpointError(folder, "directory", "a safetensors file", "none")
+    sniff(found[0])
+    return SafetensorsCheckpoint(folder, folder, found, None)
+
+
+def _open_sharded(path: Path, index_path: Path) -> Checkpoint:
+    index = read_index(index_path)
+    folder = index_path.parent
+    shards = [folder / name for name in sorted(set(index.values()))]
+    return SafetensorsCheckpoint(path, folder, shards, index)

@@ -1,0 +1,276 @@
+"""Configs of the llama and opt families: every spelling, every refusal, and the way back."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flashllm.checkpoints import open_checkpoint
+from flashllm.errors import CheckpointError, FormatError, UnsupportedError
+from flashllm.models.base import ACTIVATIONS
+from flashllm.models.configs import config_from_dict, config_from_hf
+
+GOLDEN = sorted(p.parent for p in (Path(__file__).parent / "golden").glob("*/config.json"))
+LLAMA = {
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "hidden_act": "silu",
+    "eos_token_id": 2,
+}
+OPT = {
+    "model_type": "opt",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "ffn_dim": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+    "eos_token_id": 2,
+}
+
+
+def llama(**changes):
+    return config_from_hf({**LLAMA, **changes})
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_roles_cover_a_real_checkpoint_exactly(folder):
+    checkpoint = open_checkpoint(folder)
+    config = config_from_hf(checkpoint.config)
+    roles = config.roles()
+    tensors = [tensor for plane in roles.planes for _, tensor in plane.tensors]
+    tensors += [part for vector in roles.vectors for part in vector.parts]
+    used = {next(n for n in tensor.names if n in checkpoint): tensor for tensor in tensors}
+    assert set(used) == set(checkpoint.names())
+    for name, tensor in used.items():
+        assert checkpoint.shape(name) == tensor.shape, name
+    for plane in roles.planes:
+        assert len({tensor.n_cols for _, tensor in plane.tensors}) == 1 or plane.kind == "bundles"
+
+
+@pytest.mark.parametrize("folder", GOLDEN, ids=lambda p: p.name)
+def test_dictionary_round_trip_is_exact(folder):
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
+    raw = json.loads(json.dumps(config.to_dict()))
+    assert config_from_dict(config.family, raw) == config
+
+
+def test_older_and_newer_spellings_agree():
+    old = llama(rope_theta=500000.0, rope_scaling=None, torch_dtype="float16", head_dim=None)
+    new = llama(rope_parameters={"rope_type": "default", "rope_theta": 500000.0}, dtype="float16")
+    assert old == new and old.head_dim == 16
+    stated = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    stated["original_max_position_embeddings"] = 64
+    old = llama(rope_theta=1e4, rope_scaling={"type": "llama3", **stated})
+    new = llama(rope_parameters={"rope_type": "llama3", "rope_theta": 1e4, **stated})
+    assert old == new and new.rope.kind == "llama3"
+    assert llama(rope_scaling={"rope_type": "linear", "factor": 2}).rope.factor == 2.0
+    assert llama(partial_rotary_factor=0.5).rope.n_rotated == 8
+    assert llama(rope_parameters={"partial_rotary_factor": 0.25}).rope.n_rotated == 4
+
+
+def test_llama3_frequencies_keep_the_fast_and_slow_the_slow():
+    plain = llama(max_position_embeddings=64).rope.inverse_frequencies()
+    stated = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    scaled = llama(
+        rope_parameters={**stated, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    ).rope.inverse_frequencies()
+    turns = 64 / (2 * math.pi / plain.astype(np.float64))
+    assert np.array_equal(scaled[turns > 4], plain[turns > 4])
+    np.testing.assert_allclose(scaled[turns < 1], plain[turns < 1] / 8, rtol=1e-6)
+    between = (turns > 1) & (turns < 4)
+    assert between.any()
+    assert (scaled[between] < plain[between]).all()
+    assert (scaled[between] > plain[between] / 8).all()
+
+
+BIASES = [
+    # model type, key, (qkv, o, mlp, qk_norm)
+    ("llama", {}, (False, False, False, False)),
+    ("llama", {"attention_bias": True, "mlp_bias": True}, (True, True, True, False)),
+    ("mistral", {"attention_bias": True, "mlp_bias": True}, (False, False, False, False)),
+    ("qwen2", {}, (True, False, False, False)),
+    ("qwen3", {"head_dim": 16}, (False, False, False, True)),
+    ("qwen3", {"attention_bias": True}, (True, True, False, True)),
+]
+
+
+@pytest.mark.parametrize(("model_type", "keys", "expected"), BIASES)
+def test_biases_of_each_model_type(model_type, keys, expected):
+    config = llama(model_type=model_type, **keys)
+    assert (config.qkv_bias, config.o_bias, config.mlp_bias, config.qk_norm) == expected
+
+
+WINDOWS = [
+    ("mistral", {"sliding_window": None}, (0, 0, 0)),
+    ("mistral", {"sliding_window": 0}, (0, 0, 0)),
+    ("mistral", {"sliding_window": 4096}, (4096,) * 3),
+    ("llama", {"sliding_window": 4096}, (0, 0, 0)),
+    ("qwen2", {"sliding_window": 32, "max_window_layers": 1}, (0, 0, 0)),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 32, "max_window_layers": 1},
+        (0, 32, 32),
+    ),
+    (
+        "qwen3",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 8,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+        (8, 0, 8),
+    ),
+]
+
+
+@pytest.mark.parametrize(("model_type", "keys", "expected"), WINDOWS)
+def test_windows_per_layer(model_type, keys, expected):
+    assert llama(model_type=model_type, **keys).windows == expected
+
+
+def test_heads_where_the_config_is_silent():
+    silent = {key: value for key, value in LLAMA.items() if key != "num_key_value_heads"}
+    assert config_from_hf(silent).n_kv_heads == 4
+    assert llama(num_key_value_heads=None).n_kv_heads == 4
+    assert llama(model_type="qwen3").head_dim == 128
+    assert llama(head_dim=24).head_dim == 24
+
+
+def test_eos_is_a_number_a_list_or_a_warning():
+    for value, ids, n_warnings in (
+        (2, (2,), 0),
+        ([2, 5, 2], (2, 5), 0),
+        (None, (), 1),
+        (100, (), 1),
+        ([-1, 3], (3,), 1),
+    ):
+        warnings = []
+        config = config_from_hf({**LLAMA, "eos_token_id": value}, warnings)
+        assert config.eos_ids == ids and len(warnings) == n_warnings, value
+
+
+def test_activation_spellings_and_sparsity():
+    for name, spellings in ACTIVATIONS.items():
+        for spelling in spellings:
+            config = llama(hidden_act=spelling)
+            assert config.activation == name
+            assert config.sparse == (name in ("relu", "relu2"))
+
+
+FFN_PLANES = [
+    # activation, gated, deciding tensor, pieces of a bundle
+    ("relu", True, "gate_proj", ["up", "down"]),
+    ("relu2", False, "up_proj", ["down"]),
+    ("silu", True, None, ["gate", "up", "down"]),
+    ("gelu", False, None, ["up", "down"]),
+]
+
+
+@pytest.mark.parametrize(("activation", "gated", "deciding", "pieces"), FFN_PLANES)
+def test_ffn_planes_follow_the_activation(activation, gated, deciding, pieces):
+    planes = {p.name: p for p in llama(hidden_act=activation, mlp_gated=gated).roles().planes}
+    ffn = planes["layers.1.ffn"]
+    assert [name for name, _ in ffn.tensors] == pieces and ffn.n_items == 96
+    assert ffn.use == ("sparse" if deciding else "dense")
+    if deciding:
+        assert deciding in planes["layers.1.deciding"].tensors[0][1].names[0]
+    else:
+        assert "layers.1.deciding" not in planes
+
+
+REFUSALS = [
+    (LLAMA, {"model_type": "mamba"}, "mamba"),
+    (LLAMA, {"hidden_act": "tanh"}, "tanh"),
+    (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    (LLAMA, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
+    (LLAMA, {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per kind of layer"),
+    (OPT, {"activation_function": "quick_gelu"}, "quick_gelu"),
+]
+
+
+@pytest.mark.parametrize(("base", "changes", "named"), REFUSALS)
+def test_what_is_not_computed_is_refused_by_name(base, changes, named):
+    with pytest.raises(UnsupportedError, match=named):
+        config_from_hf({**base, **changes})
+
+
+HOSTILE = [0, -1, 2**40, 2**70, 1.5, "8", True, [], {}, float("nan")]
+COUNTS = [
+    (LLAMA, "vocab_size"),
+    (LLAMA, "hidden_size"),
+    (LLAMA, "intermediate_size"),
+    (LLAMA, "num_hidden_layers"),
+    (LLAMA, "num_attention_heads"),
+    (LLAMA, "num_key_value_heads"),
+    (LLAMA, "head_dim"),
+    (LLAMA, "max_position_embeddings"),
+    (OPT, "ffn_dim"),
+    (OPT, "word_embed_proj_dim"),
+]
+
+
+@pytest.mark.parametrize(("base", "key"), COUNTS)
+def test_hostile_counts_name_the_key(base, key):
+    for value in HOSTILE:
+        with pytest.raises(CheckpointError, match=key):
+            config_from_hf({**base, key: value})
+
+
+MALFORMED = [
+    (LLAMA, {"num_key_value_heads": 3}),
+    (LLAMA, {"rms_norm_eps": float("inf")}),
+    (LLAMA, {"rms_norm_eps": "x"}),
+    (LLAMA, {"attention_bias": 1}),
+    (LLAMA, {"tie_word_embeddings": "yes"}),
+    (LLAMA, {"rope_theta": -1.0}),
+    (LLAMA, {"rope_scaling": {"rope_type": "linear"}}),
+    (LLAMA, {"rope_scaling": [1]}),
+    (LLAMA, {"partial_rotary_factor": 0.2}),
+    (LLAMA, {"eos_token_id": "2"}),
+    (LLAMA, {"hidden_act": 3}),
+    (LLAMA, {"hidden_size": 66, "head_dim": None}),
+    (LLAMA, {"vocab_size": None}),
+    (OPT, {"hidden_size": 66}),
+    (OPT, {"do_layer_norm_before": 0}),
+    ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True}, {"layer_types": ["x"]}),
+]
+
+
+@pytest.mark.parametrize(("base", "changes"), MALFORMED)
+def test_malformed_configs_are_typed_errors(base, changes):
+    with pytest.raises(CheckpointError):
+        config_from_hf({**base, **changes})
+
+
+@pytest.mark.parametrize("raw", [None, [], {}, "llama", {"model_type": 1}])
+def test_no_config_is_a_typed_error(raw):
+    with pytest.raises(CheckpointError):
+        config_from_hf(raw)
+
+
+@pytest.mark.parametrize("base", [LLAMA, OPT], ids=["llama", "opt"])
+def test_every_field_of_a_carried_config_is_checked(base):
+    config = config_from_hf(base)
+    good = json.loads(json.dumps(config.to_dict()))
+    for key in good:
+        with pytest.raises(FormatError):
+            config_from_dict(config.family, {k: v for k, v in good.items() if k != key})
+        for value in (-1, 2**70, "wrong", [-1], {"kind": "x"}, 1e400):
+            if good[key] == value:
+                continue
+            with pytest.raises(FormatError):
+                config_from_dict(config.family, {**good, key: value})
+    with pytest.raises(FormatError, match="surprise"):
+        config_from_dict(config.family, {**good, "surprise": 1})
+    with pytest.raises(UnsupportedError, match="nothing"):
+        config_from_dict("nothing", good)
