@@ -52,10 +52,12 @@ class Scanner:
     def integers(self, max_length: int) -> tuple[int, ...]:
         """A list of non-negative integers below 10**19."""
         self.peek()
-        match = _INTEGERS.match(self.text, self.at)
-        if not match or match.end() - self.at > 24 * max_length + 2:
+        # cut before matching: the pattern's own bookkeeping grows with what it repeats over
+        end = self.text.find("]", self.at, self.at + 24 * max_length + 2) + 1
+        match = _INTEGERS.fullmatch(self.text, self.at, end) if end else None
+        if not match:
             raise self.fail(f"a list of at most {max_length} non-negative integers")
-        self.at = match.end()
+        self.at = end
         inside = match[0][1:-1].strip()
         values = tuple(int(number) for number in inside.split(",")) if inside else ()
         if len(values) > max_length:
