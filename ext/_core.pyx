@@ -23,6 +23,33 @@ def xxh64(const uint8_t[::1] data not None, uint64_t seed=0):
     return digest
 
 
+cdef extern from "fl_planes.h" nogil:
+    void fl_planes_split16(const uint8_t *values, size_t n_values, uint8_t *high, uint8_t *low)
+    void fl_planes_join16(const uint8_t *high, const uint8_t *low, size_t n_values, uint8_t *values)
+
+
+def planes_split16(const uint8_t[::1] values not None, uint8_t[::1] high not None,
+                   uint8_t[::1] low not None):
+    """Split 2n bytes of little-endian 16-bit floats into n high and n low bytes."""
+    cdef size_t n = high.shape[0]
+    if <size_t>low.shape[0] != n or <size_t>values.shape[0] != 2 * n:
+        raise ValueError(f"planes of {high.shape[0]} and {low.shape[0]} for {values.shape[0]} bytes")
+    if n:
+        with nogil:
+            fl_planes_split16(&values[0], n, &high[0], &low[0])
+
+
+def planes_join16(const uint8_t[::1] high not None, const uint8_t[::1] low not None,
+                  uint8_t[::1] values not None):
+    """The inverse of planes_split16."""
+    cdef size_t n = high.shape[0]
+    if <size_t>low.shape[0] != n or <size_t>values.shape[0] != 2 * n:
+        raise ValueError(f"planes of {high.shape[0]} and {low.shape[0]} for {values.shape[0]} bytes")
+    if n:
+        with nogil:
+            fl_planes_join16(&high[0], &low[0], n, &values[0])
+
+
 # ------------------------------------------------------------------------------------ kernels
 
 

@@ -1,0 +1,99 @@
+"""Plain, careful file access for the parts of a container that are read whole.
+
+Only regular files are opened, without ever blocking; every read is exactly as long as asked or a
+FlashReadError.  Frames are not read here but by the storage room.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from pathlib import Path
+
+from ..errors import FlashReadError, FormatError
+
+# Not there on every system: without them opening a FIFO may block, or a descriptor be inherited.
+_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
+_FLAGS |= getattr(os, "O_BINARY", 0)
+
+
+def open_regular(path: str | os.PathLike) -> int:
+    """A descriptor of the regular file at `path`; FormatError for anything that is not one.
+
+    The system's own errors (missing, dangling or looping link, no permission) come as
+    FlashReadError.
+    """
+    try:
+        fd = os.open(path, _FLAGS)
+    except OSError as error:
+        # A socket or a device without a driver cannot even be opened.
+        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
+            raise FormatError(path, "file", "a regular file", error.strerror) from error
+        raise FlashReadError(error.errno or 0, error.strerror, path, 0, "open") from error
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise FormatError(path, "file", "a regular file", _KINDS.get(stat.S_IFMT(mode), "another"))
+    return fd
+
+
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFSOCK: "a socket",
+}
+
+
+def read_into(fd: int, path: object, offset: int, out: memoryview, where: str) -> None:
+    """Fill `out` from `offset` on, or FlashReadError."""
+    done = 0
+    while done < len(out):
+        try:
+            n = os.preadv(fd, [out[done:]], offset + done)
+        except OSError as error:
+            place = offset + done
+            raise FlashReadError(error.errno or 0, error.strerror, path, place, where) from error
+        if n == 0:
+            why = f"the file ends {len(out) - done} bytes early"
+            raise FlashReadError(errno.EIO, why, path, offset + done, where)
+        done += n
+
+
+def read_exactly(fd: int, path: object, offset: int, n_bytes: int, where: str) -> bytes:
+    """`n_bytes` from `offset` on.  The caller has held `n_bytes` against the file's size."""
+    raw = bytearray(n_bytes)
+    read_into(fd, path, offset, memoryview(raw), where)
+    return bytes(raw)
+
+
+def write_all(fd: int, offset: int, data: memoryview) -> None:
+    """All of `data` at `offset`; the system's OSError otherwise."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)
+
+
+def expect_no_readahead(fd: int) -> None:
+    """Read only what is asked: read-ahead of 8 MiB has been seen, and is charged to us."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+
+
+def drop_page_cache(fd: int, offset: int, n_bytes: int) -> None:
+    """Give back the page cache of a range that is not read again; advice, never an error."""
+    if hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename inside the directory `path` durable; the system's OSError otherwise."""
+    if os.name != "posix":
+        return  # directories cannot be opened there; the rename itself is journalled
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
