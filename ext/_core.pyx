@@ -51,6 +51,206 @@ def planes_join16(const uint8_t[::1] high not None, const uint8_t[::1] low not N
 
 
 # ------------------------------------------------------------------------------------ kernels
+#
+# Shapes and dtypes were checked by flashllm.kernels.base before anything comes here.
+
+cdef extern from "fl_pool.h" nogil:
+    ctypedef struct fl_pool:
+        pass
+    fl_pool *fl_pool_create(int n_threads)
+    void fl_pool_destroy(fl_pool *pool)
+
+cdef extern from "fl_kernels.h" nogil:
+    ctypedef enum fl_status:
+        FL_OK
+        FL_ABSENT_FRAME
+        FL_OUT_OF_RANGE
+        FL_NOT_ASCENDING
+        FL_MISALIGNED
+    ctypedef enum fl_activation:
+        FL_SILU
+    ctypedef struct fl_kernel_set:
+        pass
+    ctypedef struct fl_engine:
+        const fl_kernel_set *set
+        fl_pool *pool
+    ctypedef struct fl_piece:
+        int64_t weight_type, per_frame, stride, offset, n_cols
+    ctypedef struct fl_items:
+        const uint64_t *addresses
+        int64_t n_frames
+        const int32_t *ids
+        int64_t start, n
+    ctypedef struct fl_acts:
+        const float *x
+        const uint8_t *q
+        const float *scales
+        int64_t n_tokens, n_cols, q_stride, scale_stride
+    ctypedef struct fl_attention:
+        const float *q
+        const uint8_t *k
+        const uint8_t *v
+        int64_t kv_type, n_tokens, n_heads, n_kv_heads, head_dim, n_context
+        int64_t first_position, window
+        float scale
+        float *scratch
+        float *out
+    const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why)
+    void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols,
+                       uint8_t *q, int64_t q_stride, float *scales, int64_t scale_stride)
+    fl_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
+                        const fl_items *items, float *out, int64_t out_stride)
+    fl_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
+                               int64_t n_tokens, const fl_piece *piece, const fl_items *items,
+                               float *y, int64_t y_stride)
+    fl_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
+                           float *out)
+    void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
+                        int64_t n, float eps, float *out)
+    void fl_op_layer_norm(const fl_engine *e, const float *x, const float *weight,
+                          const float *bias, int64_t n_rows, int64_t n, float eps, float *out)
+    void fl_op_rope(const fl_engine *e, float *x, const float *cosines, const float *sines,
+                    int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half)
+    void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
+                        int64_t n, float *out)
+    int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out)
+    int64_t fl_attention_scratch(int64_t n_context)
+    void fl_op_attention(const fl_engine *e, const fl_attention *a)
+
+
+_KERNEL_TROUBLE = {
+    FL_ABSENT_FRAME: "a frame in use is absent (address 0)",
+    FL_OUT_OF_RANGE: "an item id lies outside the plane's frames",
+    FL_NOT_ASCENDING: "item ids must ascend strictly",
+    FL_MISALIGNED: "a frame's address is no multiple of 16",
+}
+
+
+def kernel_set_trouble(str name):
+    """None when the native kernel set `name` runs on this machine, else the reason."""
+    cdef const char *why = NULL
+    cdef bytes encoded = name.encode()
+    if fl_find_kernel_set(encoded, &why) != NULL:
+        return None
+    return why.decode()
+
+
+def attention_scratch_floats(int64_t n_context):
+    """float32 values of attention scratch per thread."""
+    return fl_attention_scratch(n_context)
+
+
+cdef class NativeKernels:
+    """One kernel set and its threads.  Piece arguments are the five ints of a PieceView."""
+
+    cdef fl_engine engine
+
+    def __cinit__(self, str name, int n_threads):
+        cdef const char *why = NULL
+        cdef bytes encoded = name.encode()
+        self.engine.set = fl_find_kernel_set(encoded, &why)
+        if self.engine.set == NULL:
+            raise ValueError(why.decode())
+        self.engine.pool = fl_pool_create(n_threads)
+        if self.engine.pool == NULL:
+            raise MemoryError(f"cannot start {n_threads} kernel threads")
+
+    def __dealloc__(self):
+        fl_pool_destroy(self.engine.pool)
+
+    cdef int check(self, fl_status status) except -1:
+        if status != FL_OK:
+            from flashllm.errors import KernelError
+            raise KernelError(_KERNEL_TROUBLE[status])
+        return 0
+
+    def prepare(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
+                float[::1] scales not None, int64_t scale_stride):
+        with nogil:
+            fl_op_prepare(&self.engine, &x[0, 0], x.shape[0], x.shape[1], &q[0], q_stride,
+                          &scales[0], scale_stride)
+
+    def dot(self, const float[:, ::1] x not None, const uint8_t[::1] q not None, int64_t q_stride,
+            const float[::1] scales not None, int64_t scale_stride, tuple piece not None,
+            const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
+            int64_t n, float[:, ::1] out not None, int64_t column):
+        cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
+                                    scale_stride)
+        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef const int32_t *listed = NULL
+        if ids is not None:
+            listed = &ids[0]
+        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
+        cdef fl_status status
+        with nogil:
+            status = fl_op_dot(&self.engine, &acts, &p, &items, &out[0, column], out.shape[1])
+        self.check(status)
+
+    def accumulate(self, const float[:, ::1] coef not None, tuple piece not None,
+                   const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
+                   int64_t n, float[:, ::1] y not None):
+        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef const int32_t *listed = NULL
+        if ids is not None:
+            listed = &ids[0]
+        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
+        cdef fl_status status
+        with nogil:
+            status = fl_op_accumulate(&self.engine, &coef[0, 0], coef.shape[1], coef.shape[0], &p,
+                                      &items, &y[0, 0], y.shape[1])
+        self.check(status)
+
+    def decode_rows(self, tuple piece not None, const uint64_t[::1] addresses not None,
+                    const int32_t[::1] ids not None, float[:, ::1] out not None):
+        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
+        cdef fl_status status
+        with nogil:
+            status = fl_op_decode(&self.engine, &p, &items, &out[0, 0])
+        self.check(status)
+
+    def rms_norm(self, const float[:, ::1] x not None, const float[::1] weight not None, float eps,
+                 float[:, ::1] out not None):
+        with nogil:
+            fl_op_rms_norm(&self.engine, &x[0, 0], &weight[0], x.shape[0], x.shape[1], eps,
+                           &out[0, 0])
+
+    def layer_norm(self, const float[:, ::1] x not None, const float[::1] weight not None,
+                   const float[::1] bias not None, float eps, float[:, ::1] out not None):
+        with nogil:
+            fl_op_layer_norm(&self.engine, &x[0, 0], &weight[0], &bias[0], x.shape[0], x.shape[1],
+                             eps, &out[0, 0])
+
+    def rope(self, float[:, :, ::1] x not None, const float[:, ::1] cosines not None,
+             const float[:, ::1] sines not None):
+        with nogil:
+            fl_op_rope(&self.engine, &x[0, 0, 0], &cosines[0, 0], &sines[0, 0], x.shape[0],
+                       x.shape[1], x.shape[2], cosines.shape[1])
+
+    def attention(self, const float[:, :, ::1] q not None, const uint8_t[::1] k not None,
+                  const uint8_t[::1] v not None, int64_t kv_type, int64_t n_kv_heads,
+                  int64_t n_context, int64_t first_position, int64_t window, float scale,
+                  float[::1] scratch not None, float[:, ::1] out not None):
+        cdef fl_attention a = fl_attention(&q[0, 0, 0], &k[0], &v[0], kv_type, q.shape[0],
+                                           q.shape[1], n_kv_heads, q.shape[2], n_context,
+                                           first_position, window, scale, &scratch[0], &out[0, 0])
+        with nogil:
+            fl_op_attention(&self.engine, &a)
+
+    def activate(self, int kind, const float[:, ::1] pre not None, const float[:, ::1] up,
+                 float[:, ::1] out not None):
+        cdef const float *up_values = NULL
+        if up is not None:
+            up_values = &up[0, 0]
+        with nogil:
+            fl_op_activate(&self.engine, <fl_activation>kind, &pre[0, 0], up_values,
+                           pre.shape[0] * pre.shape[1], &out[0, 0])
+
+    def active_ids(self, const float[:, ::1] pre not None, int32_t[::1] out not None):
+        cdef int64_t found
+        with nogil:
+            found = fl_op_active_ids(&pre[0, 0], pre.shape[0], pre.shape[1], &out[0])
+        return found
 
 
 # ------------------------------------------------------------------------------------ reading

@@ -113,3 +113,16 @@ class FlashReadError(FlashError, OSError):
 
 class ConversionError(FlashError):
     """A conversion could not finish; the source is untouched and nothing has the final name."""
+
+
+class WeightValueError(FlashError, ValueError):
+    """A weight that the chosen weight type cannot hold: NaN, infinite, or out of its range."""
+
+    def __init__(self, weight_type: str, row: int, column: int, value: float, why: str):
+        self.weight_type, self.row, self.column = weight_type, row, column
+        self.value, self.why = value, why
+        super().__init__(f"{weight_type}: row {row}, column {column}: value {value!r} {why}")
+
+
+class KernelError(FlashError, AssertionError):
+    """Our own mistake at the border to C: an absent frame, an id out of range, ids out of order."""

@@ -1,0 +1,149 @@
+/* The kernel line: what Python hands over, what a kernel set offers, what comes back.
+ *
+ * Two layers.  fl_ops_* (fl_ops.c) are what the .pyx calls, one crossing per operator: they find the
+ * items, divide the outputs among threads and call one kernel set.  A kernel set (serial.c, avx2.c,
+ * avx512.c, neon.c) is a table of loops over plain rows; it knows neither frames nor threads.
+ * Nothing here allocates, prints, exits or reads the environment.  The order of every sum is in
+ * docs/ARITHMETIC.md.
+ */
+#ifndef FL_KERNELS_H
+#define FL_KERNELS_H
+
+#include <assert.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fl_pool.h"
+
+enum { FL_F32 = 0, FL_F16 = 1, FL_BF16 = 2, FL_INT8 = 3, FL_INT4 = 4, FL_N_WEIGHT_TYPES = 5 };
+enum { FL_GROUP = 32 };      /* columns per scale of the integer types */
+enum { FL_MAX_QUERIES = 4 }; /* (token, head) pairs that share one pass over keys */
+
+typedef enum {
+    FL_OK = 0,
+    FL_ABSENT_FRAME = 1,  /* addresses[frame] is 0 */
+    FL_OUT_OF_RANGE = 2,  /* an id beyond the table, or negative */
+    FL_NOT_ASCENDING = 3, /* ids must ascend strictly */
+    FL_MISALIGNED = 4     /* addresses[frame] is no multiple of 16 */
+} fl_status;
+
+typedef enum { FL_SILU = 0, FL_RELU = 1, FL_RELU2 = 2, FL_GELU = 3, FL_GELU_TANH = 4 } fl_activation;
+
+/* One piece of the items of a plane; checked by kernels.base.PieceView before it comes here. */
+typedef struct {
+    int64_t weight_type;
+    int64_t per_frame; /* items in a frame */
+    int64_t stride;    /* bytes from item to item, a multiple of 16 */
+    int64_t offset;    /* of the piece inside its item, a multiple of 16 */
+    int64_t n_cols;
+} fl_piece;
+static_assert(sizeof(fl_piece) == 40, "fl_piece is five int64");
+
+/* Items start..start+n-1, or ids[0..n-1] where ids is given. */
+typedef struct {
+    const uint64_t *addresses; /* of each decoded frame; 0 where it is absent */
+    int64_t n_frames;
+    const int32_t *ids;
+    int64_t start;
+    int64_t n;
+} fl_items;
+static_assert(sizeof(fl_items) == 40, "fl_items is five words");
+
+/* T tokens, prepared for dots: x as it is for float rows; q and scales for integer rows. */
+typedef struct {
+    const float *x;     /* [n_tokens, n_cols] */
+    const uint8_t *q;   /* [n_tokens, q_stride]: int8, xor the set's q_flip; padding holds q = 0 */
+    const float *scales; /* [n_tokens, scale_stride]; padding is 0 */
+    int64_t n_tokens;
+    int64_t n_cols;
+    int64_t q_stride;     /* n_cols rounded up to 64: whole vectors may be read */
+    int64_t scale_stride; /* groups rounded up to 16 */
+} fl_acts;
+static_assert(sizeof(fl_acts) == 56, "fl_acts is seven words");
+
+/* rows: n_rows pointers to rows of acts->n_cols; out[t * out_stride + r]. */
+typedef void (*fl_dot_fn)(const fl_acts *acts, const uint8_t *const *rows, size_t n_rows, float *out,
+                          size_t out_stride);
+
+/* y[t * y_stride + c] += sum over rows of coef[t * coef_stride + r] * row[r][c], c in [first, last);
+ * first is a multiple of 32. */
+typedef void (*fl_accumulate_fn)(const float *coef, size_t coef_stride, size_t n_tokens,
+                                 const uint8_t *const *rows, size_t n_rows, size_t n_cols,
+                                 size_t first, size_t last, float *y, size_t y_stride);
+
+typedef void (*fl_decode_fn)(const uint8_t *row, size_t n_cols, float *out);
+
+typedef struct {
+    const char *name;
+    uint8_t q_flip; /* 0x80 where the set wants activations stored + 128 */
+    fl_dot_fn dot[FL_N_WEIGHT_TYPES];
+    fl_accumulate_fn accumulate[FL_N_WEIGHT_TYPES];
+    fl_decode_fn decode[FL_N_WEIGHT_TYPES];
+    void (*rms_norm)(const float *x, const float *weight, size_t n, float eps, float *out);
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, size_t n, float eps,
+                       float *out);
+    /* One head of one token, in place. */
+    void (*rope)(float *x, const float *cosines, const float *sines, size_t half);
+    /* scores[lo..hi) -> exp(score * scale - max); returns 1 / sum.  scores[0] is position 0 of a
+     * multiple of 16 at or below lo: `lo` counts from there. */
+    float (*softmax)(float *scores, size_t lo, size_t hi, float scale);
+    void (*scale_by)(float *y, size_t n, float factor);
+    /* up may be NULL. */
+    void (*activate)(fl_activation kind, const float *pre, const float *up, size_t n, float *out);
+} fl_kernel_set;
+
+extern const fl_kernel_set fl_serial;
+#if 0
+#define FL_HAVE_X86 1
+extern const fl_kernel_set fl_avx2, fl_avx512;
+#endif
+#if defined(__aarch64__)
+#define FL_HAVE_NEON 1
+extern const fl_kernel_set fl_neon;
+#endif
+
+/* fl_dispatch.c: the table of a set that this processor and operating system can run, or NULL with
+ * the reason in *why (a constant text). */
+const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why);
+
+/* fl_ops.c.  `pool` may be NULL: the calling thread does everything. */
+typedef struct {
+    const fl_kernel_set *set;
+    fl_pool *pool;
+} fl_engine;
+
+void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
+                   int64_t q_stride, float *scales, int64_t scale_stride);
+fl_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
+                    const fl_items *items, float *out, int64_t out_stride);
+fl_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
+                           int64_t n_tokens, const fl_piece *piece, const fl_items *items, float *y,
+                           int64_t y_stride);
+fl_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items, float *out);
+void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
+                    int64_t n, float eps, float *out);
+void fl_op_layer_norm(const fl_engine *e, const float *x, const float *weight, const float *bias,
+                      int64_t n_rows, int64_t n, float eps, float *out);
+void fl_op_rope(const fl_engine *e, float *x, const float *cosines, const float *sines,
+                int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half);
+void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
+                    int64_t n, float *out);
+int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out);
+
+typedef struct {
+    const float *q;       /* [n_tokens, n_heads, head_dim] */
+    const uint8_t *k, *v; /* [n_kv_heads, n_context, head_dim] */
+    int64_t kv_type;      /* FL_F32 or FL_F16 */
+    int64_t n_tokens, n_heads, n_kv_heads, head_dim, n_context;
+    int64_t first_position;
+    int64_t window; /* 0: none */
+    float scale;
+    float *scratch; /* parts x fl_attention_scratch(...) floats */
+    float *out;     /* [n_tokens, n_heads * head_dim] */
+} fl_attention;
+
+/* Floats of scratch per thread. */
+int64_t fl_attention_scratch(int64_t n_context);
+void fl_op_attention(const fl_engine *e, const fl_attention *a);
+
+#endif

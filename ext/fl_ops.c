@@ -1,0 +1,391 @@
+/* Operators: find the items, divide the outputs, call the kernel set.  See fl_kernels.h.
+ *
+ * Threads split outputs (items, columns, rows, heads), never a sum; a kernel's result for one output
+ * does not depend on its neighbours in a call, so any division gives the same bits.
+ */
+#include <stdatomic.h>
+#include <string.h>
+
+#include "fl_kernels.h"
+#include "fl_quant.h"
+
+/* Rows handed to a kernel at once: 64 pointers on the stack, enough to forget the call. */
+enum { ROWS = 64 };
+/* A part should be worth a wake-up (some 5 us): multiply-adds, by the slower vector kernels. */
+enum { WORK_PER_PART = 1 << 16 };
+enum { MAX_HEAD_DIM = 512 };
+
+static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
+
+/* How many parts for `units` indivisible outputs of `work` each, at most `most` per thread. */
+static int parts_for(const fl_engine *e, int64_t units, int64_t work, int most)
+{
+    int64_t threads = fl_pool_n_threads(e->pool);
+    if (threads == 1) return 1;
+    int64_t worth = units * work / WORK_PER_PART;
+    return (int)larger(1, smaller(smaller(units, worth), threads * most));
+}
+
+/* Unit boundaries of a part: [units * part / parts, units * (part + 1) / parts). */
+static int64_t cut(int64_t units, int part, int parts)
+{
+    return units * part / parts;
+}
+
+/* --------------------------------------------------------------------------------------- items */
+
+/* Pointers to the pieces of items k..k+n-1 of the list. */
+static fl_status resolve(const fl_piece *piece, const fl_items *items, int64_t k, int64_t n,
+                         const uint8_t **rows)
+{
+    for (int64_t i = 0; i < n; i++, k++) {
+        int64_t id = items->ids ? items->ids[k] : items->start + k;
+        int64_t frame = id / piece->per_frame;
+        if (id < 0 || frame >= items->n_frames) return FL_OUT_OF_RANGE;
+        uint64_t address = items->addresses[frame];
+        if (address == 0) return FL_ABSENT_FRAME;
+        if (address % 16 != 0) return FL_MISALIGNED;
+        int64_t at = (id - frame * piece->per_frame) * piece->stride + piece->offset;
+        rows[i] = (const uint8_t *)(uintptr_t)address + at;
+    }
+    return FL_OK;
+}
+
+static fl_status ascending(const fl_items *items)
+{
+    for (int64_t k = 1; items->ids && k < items->n; k++)
+        if (items->ids[k] <= items->ids[k - 1]) return FL_NOT_ASCENDING;
+    return FL_OK;
+}
+
+/* ------------------------------------------------------------------------------------- prepare */
+
+typedef struct {
+    const fl_engine *e;
+    const float *x;
+    int64_t n_tokens, n_cols;
+    uint8_t *q;
+    int64_t q_stride;
+    float *scales;
+    int64_t scale_stride;
+    int parts;
+} prepare_job;
+
+static void prepare_part(void *context, int part)
+{
+    const prepare_job *j = context;
+    for (int64_t t = cut(j->n_tokens, part, j->parts); t < cut(j->n_tokens, part + 1, j->parts); t++)
+        fl_quantise(j->x + t * j->n_cols, (size_t)j->n_cols, j->e->set->q_flip,
+                    j->q + t * j->q_stride, (size_t)j->q_stride, j->scales + t * j->scale_stride,
+                    (size_t)j->scale_stride);
+}
+
+void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
+                   int64_t q_stride, float *scales, int64_t scale_stride)
+{
+    prepare_job j = {e, x, n_tokens, n_cols, q, q_stride, scales, scale_stride,
+                     parts_for(e, n_tokens, n_cols * 4, 1)};
+    fl_pool_run(e->pool, prepare_part, &j, j.parts);
+}
+
+/* ---------------------------------------------------------------------------------------- dots */
+
+typedef struct {
+    const fl_engine *e;
+    const fl_acts *acts;
+    const fl_piece *piece;
+    const fl_items *items;
+    float *out;
+    int64_t out_stride;
+    int parts;
+    _Atomic int status;
+} dot_job;
+
+static void dot_part(void *context, int part)
+{
+    dot_job *j = context;
+    const uint8_t *rows[ROWS];
+    int64_t end = cut(j->items->n, part + 1, j->parts);
+    for (int64_t k = cut(j->items->n, part, j->parts); k < end; k += ROWS) {
+        int64_t n = smaller(ROWS, end - k);
+        fl_status status = resolve(j->piece, j->items, k, n, rows);
+        if (status != FL_OK) {
+            atomic_store(&j->status, status);
+            return;
+        }
+        j->e->set->dot[j->piece->weight_type](j->acts, rows, (size_t)n, j->out + k,
+                                              (size_t)j->out_stride);
+    }
+}
+
+fl_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
+                    const fl_items *items, float *out, int64_t out_stride)
+{
+    if (ascending(items) != FL_OK) return FL_NOT_ASCENDING;
+    dot_job j = {e, acts, piece, items, out, out_stride, 1, FL_OK};
+    j.parts = parts_for(e, items->n, acts->n_tokens * acts->n_cols, 4);
+    fl_pool_run(e->pool, dot_part, &j, j.parts);
+    return (fl_status)atomic_load(&j.status);
+}
+
+/* ---------------------------------------------------------------------------------- accumulate */
+
+typedef struct {
+    const fl_engine *e;
+    const float *coef;
+    int64_t coef_stride, n_tokens;
+    const fl_piece *piece;
+    const fl_items *items;
+    float *y;
+    int64_t y_stride;
+    int parts;
+    _Atomic int status;
+} accumulate_job;
+
+static void accumulate_part(void *context, int part)
+{
+    accumulate_job *j = context;
+    const uint8_t *rows[ROWS];
+    int64_t n_cols = j->piece->n_cols, groups = (n_cols + FL_GROUP - 1) / FL_GROUP;
+    int64_t first = cut(groups, part, j->parts) * FL_GROUP;
+    int64_t last = smaller(n_cols, cut(groups, part + 1, j->parts) * FL_GROUP);
+    for (int64_t k = 0; k < j->items->n; k += ROWS) {
+        int64_t n = smaller(ROWS, j->items->n - k);
+        fl_status status = resolve(j->piece, j->items, k, n, rows);
+        if (status != FL_OK) {
+            atomic_store(&j->status, status);
+            return;
+        }
+        j->e->set->accumulate[j->piece->weight_type](
+            j->coef + k, (size_t)j->coef_stride, (size_t)j->n_tokens, rows, (size_t)n,
+            (size_t)n_cols, (size_t)first, (size_t)last, j->y, (size_t)j->y_stride);
+    }
+}
+
+fl_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
+                           int64_t n_tokens, const fl_piece *piece, const fl_items *items, float *y,
+                           int64_t y_stride)
+{
+    if (ascending(items) != FL_OK) return FL_NOT_ASCENDING;
+    accumulate_job j = {e, coef, coef_stride, n_tokens, piece, items, y, y_stride, 1, FL_OK};
+    int64_t groups = (piece->n_cols + FL_GROUP - 1) / FL_GROUP;
+    /* One part per thread: narrower columns would break up sequential reads of the rows. */
+    j.parts = parts_for(e, groups, items->n * n_tokens * FL_GROUP, 1);
+    fl_pool_run(e->pool, accumulate_part, &j, j.parts);
+    return (fl_status)atomic_load(&j.status);
+}
+
+/* --------------------------------------------------------------------------------- decode, rows */
+
+fl_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items, float *out)
+{
+    for (int64_t k = 0; k < items->n; k++) {
+        const uint8_t *row;
+        fl_status status = resolve(piece, items, k, 1, &row);
+        if (status != FL_OK) return status;
+        e->set->decode[piece->weight_type](row, (size_t)piece->n_cols, out + k * piece->n_cols);
+    }
+    return FL_OK;
+}
+
+void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
+                    int64_t n, float eps, float *out)
+{
+    for (int64_t r = 0; r < n_rows; r++)
+        e->set->rms_norm(x + r * n, weight, (size_t)n, eps, out + r * n);
+}
+
+void fl_op_layer_norm(const fl_engine *e, const float *x, const float *weight, const float *bias,
+                      int64_t n_rows, int64_t n, float eps, float *out)
+{
+    for (int64_t r = 0; r < n_rows; r++)
+        e->set->layer_norm(x + r * n, weight, bias, (size_t)n, eps, out + r * n);
+}
+
+void fl_op_rope(const fl_engine *e, float *x, const float *cosines, const float *sines,
+                int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half)
+{
+    for (int64_t t = 0; t < n_tokens; t++)
+        for (int64_t h = 0; h < n_heads; h++)
+            e->set->rope(x + (t * n_heads + h) * head_dim, cosines + t * half, sines + t * half,
+                         (size_t)half);
+}
+
+/* ---------------------------------------------------------------------------------- activations */
+
+typedef struct {
+    const fl_engine *e;
+    fl_activation kind;
+    const float *pre, *up;
+    int64_t n;
+    float *out;
+    int parts;
+} activate_job;
+
+static void activate_part(void *context, int part)
+{
+    const activate_job *j = context;
+    int64_t first = cut(j->n, part, j->parts), n = cut(j->n, part + 1, j->parts) - first;
+    j->e->set->activate(j->kind, j->pre + first, j->up ? j->up + first : NULL, (size_t)n,
+                        j->out + first);
+}
+
+void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
+                    int64_t n, float *out)
+{
+    activate_job j = {e, kind, pre, up, n, out, parts_for(e, n, 8, 1)};
+    fl_pool_run(e->pool, activate_part, &j, j.parts);
+}
+
+int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out)
+{
+    enum { BLOCK = 256 }; /* flags of one block stay in registers and L1 */
+    int64_t found = 0;
+    for (int64_t first = 0; first < n; first += BLOCK) {
+        int64_t width = smaller(BLOCK, n - first);
+        uint8_t active[BLOCK] = {0};
+        for (int64_t t = 0; t < n_tokens; t++) {
+            const float *row = pre + t * n + first;
+            for (int64_t i = 0; i < width; i++) active[i] |= row[i] > 0;
+        }
+        for (int64_t i = 0; i < width; i++)
+            if (active[i]) out[found++] = (int32_t)(first + i);
+    }
+    return found;
+}
+
+/* ------------------------------------------------------------------------------------ attention
+ *
+ * A block is up to four (token, head) pairs that share a KV head, so that a key is widened once for
+ * all of them.  Each pair's own range of keys decides what enters its sums: the common range goes
+ * through the kernels for all pairs together, the ragged ends pair by pair; both give the same bits.
+ */
+
+typedef struct {
+    const fl_engine *e;
+    const fl_attention *a;
+    int64_t blocks_per_head;
+    int parts;
+} attention_job;
+
+typedef struct {
+    const uint8_t *keys, *values; /* of this KV head */
+    int64_t row_bytes;
+    int n_queries;
+    int64_t lo[FL_MAX_QUERIES], hi[FL_MAX_QUERIES]; /* absolute key positions */
+    int64_t base; /* position of scores[0]: the least lo, down to a multiple of 16 */
+    float *scores;
+    int64_t score_stride;
+} query_block;
+
+static int64_t score_stride(int64_t n_context)
+{
+    return (n_context + 15) / 16 * 16 + 16;
+}
+
+int64_t fl_attention_scratch(int64_t n_context)
+{
+    return FL_MAX_QUERIES * score_stride(n_context);
+}
+
+static int64_t rows_from(const uint8_t *data, int64_t row_bytes, int64_t j, int64_t end,
+                         const uint8_t **rows)
+{
+    int64_t n = smaller(ROWS, end - j);
+    for (int64_t i = 0; i < n; i++) rows[i] = data + (j + i) * row_bytes;
+    return n;
+}
+
+/* y[first..first+n) += sum over keys lo..hi-1 of weight * value. */
+static void sum_values(const fl_attention *a, const fl_kernel_set *set, const query_block *b,
+                       int first, int n, int64_t lo, int64_t hi, float *y)
+{
+    const uint8_t *rows[ROWS];
+    for (int64_t j = lo; j < hi; j += ROWS) {
+        int64_t n_rows = rows_from(b->values, b->row_bytes, j, hi, rows);
+        set->accumulate[a->kv_type](b->scores + first * b->score_stride + (j - b->base),
+                                    (size_t)b->score_stride, (size_t)n, rows, (size_t)n_rows,
+                                    (size_t)a->head_dim, 0, (size_t)a->head_dim,
+                                    y + first * a->head_dim, (size_t)a->head_dim);
+    }
+}
+
+static void attend_block(const fl_attention *a, const fl_kernel_set *set, const query_block *b,
+                         const float *queries, float *y)
+{
+    int64_t least = b->lo[0], most = b->hi[0], common_lo = b->lo[0], common_hi = b->hi[0];
+    for (int i = 1; i < b->n_queries; i++) {
+        least = smaller(least, b->lo[i]);
+        most = larger(most, b->hi[i]);
+        common_lo = larger(common_lo, b->lo[i]);
+        common_hi = smaller(common_hi, b->hi[i]);
+    }
+    const uint8_t *rows[ROWS];
+    fl_acts acts = {.x = queries, .n_tokens = b->n_queries, .n_cols = a->head_dim};
+    for (int64_t j = least; j < most; j += ROWS) {
+        int64_t n_rows = rows_from(b->keys, b->row_bytes, j, most, rows);
+        set->dot[a->kv_type](&acts, rows, (size_t)n_rows, b->scores + (j - b->base),
+                             (size_t)b->score_stride);
+    }
+    float inverse[FL_MAX_QUERIES];
+    for (int i = 0; i < b->n_queries; i++)
+        inverse[i] = set->softmax(b->scores + i * b->score_stride, (size_t)(b->lo[i] - b->base),
+                                  (size_t)(b->hi[i] - b->base), a->scale);
+
+    memset(y, 0, (size_t)(b->n_queries * a->head_dim) * sizeof *y);
+    int shared = common_lo < common_hi;
+    for (int i = 0; i < b->n_queries; i++)
+        sum_values(a, set, b, i, 1, b->lo[i], shared ? common_lo : b->hi[i], y);
+    if (shared) {
+        sum_values(a, set, b, 0, b->n_queries, common_lo, common_hi, y);
+        for (int i = 0; i < b->n_queries; i++)
+            sum_values(a, set, b, i, 1, common_hi, b->hi[i], y);
+    }
+    for (int i = 0; i < b->n_queries; i++)
+        set->scale_by(y + i * a->head_dim, (size_t)a->head_dim, inverse[i]);
+}
+
+static void attention_part(void *context, int part)
+{
+    const attention_job *j = context;
+    const fl_attention *a = j->a;
+    int64_t group = a->n_heads / a->n_kv_heads, D = a->head_dim;
+    size_t head_bytes = (size_t)D * sizeof(float);
+    float queries[FL_MAX_QUERIES * MAX_HEAD_DIM], y[FL_MAX_QUERIES * MAX_HEAD_DIM];
+    query_block b = {.row_bytes = D * (a->kv_type == FL_F16 ? 2 : 4),
+                     .scores = a->scratch + part * fl_attention_scratch(a->n_context),
+                     .score_stride = score_stride(a->n_context)};
+    /* Strided over blocks: later tokens see more keys, so neighbours cost alike. */
+    for (int64_t unit = part; unit < a->n_kv_heads * j->blocks_per_head; unit += j->parts) {
+        int64_t kv_head = unit % a->n_kv_heads;
+        int64_t first = unit / a->n_kv_heads * FL_MAX_QUERIES;
+        b.n_queries = (int)smaller(FL_MAX_QUERIES, a->n_tokens * group - first);
+        b.keys = a->k + kv_head * a->n_context * b.row_bytes;
+        b.values = a->v + kv_head * a->n_context * b.row_bytes;
+        for (int i = 0; i < b.n_queries; i++) {
+            int64_t t = (first + i) / group, h = kv_head * group + (first + i) % group;
+            int64_t position = a->first_position + t;
+            b.hi[i] = position + 1;
+            b.lo[i] = a->window ? larger(0, b.hi[i] - a->window) : 0;
+            memcpy(queries + i * D, a->q + (t * a->n_heads + h) * D, head_bytes);
+        }
+        b.base = b.lo[0] / 16 * 16; /* tokens ascend, so the first pair has the least lo */
+        attend_block(a, j->e->set, &b, queries, y);
+        for (int i = 0; i < b.n_queries; i++) {
+            int64_t t = (first + i) / group, h = kv_head * group + (first + i) % group;
+            memcpy(a->out + (t * a->n_heads + h) * D, y + i * D, head_bytes);
+        }
+    }
+}
+
+void fl_op_attention(const fl_engine *e, const fl_attention *a)
+{
+    int64_t queries = a->n_tokens * (a->n_heads / a->n_kv_heads);
+    attention_job j = {e, a, (queries + FL_MAX_QUERIES - 1) / FL_MAX_QUERIES, 1};
+    int64_t keys = a->first_position + a->n_tokens;
+    /* One part per thread, because each owns a piece of the scratch. */
+    j.parts = parts_for(e, a->n_kv_heads * j.blocks_per_head,
+                        FL_MAX_QUERIES * 2 * keys * a->head_dim, 1);
+    fl_pool_run(e->pool, attention_part, &j, j.parts);
+}

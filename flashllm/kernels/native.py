@@ -1,0 +1,91 @@
+"""The compiled kernel sets: serial, avx2, avx512, neon.  One crossing into C per operator."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ..errors import UnsupportedError, UsageError
+from .base import ACTIVATIONS, Activations, KernelSet
+
+
+def trouble(name: str) -> str | None:
+    """None when set `name` runs on this machine, else the reason."""
+    from .._core import kernel_set_trouble
+
+    return kernel_set_trouble(name)
+
+
+class NativeSet(KernelSet):
+    """A table of C kernels and a pool of `n_threads` threads (the caller is one of them)."""
+
+    def __init__(self, name: str, *, n_threads: int):
+        from .._core import NativeKernels
+
+        why = trouble(name)
+        if why is not None:
+            raise UnsupportedError(f"kernel set {name} does not run here: {why}")
+        self.name, self.n_threads = name, n_threads
+        self._core = NativeKernels(name, n_threads)
+        self._scratch = np.empty(0, dtype=np.float32)
+        self._scratch_context = 0
+
+    def close(self) -> None:
+        super().close()
+        self._core = None
+        self._scratch = np.empty(0, dtype=np.float32)
+
+    def attention_scratch(self, n_context: int) -> int:
+        from .._core import attention_scratch_floats
+
+        self._open()
+        if n_context > self._scratch_context:
+            floats = self.n_threads * attention_scratch_floats(n_context)
+            self._scratch = np.zeros(floats, dtype=np.float32)
+            self._scratch_context = n_context
+        return self._scratch.nbytes
+
+    def _prepare(self, acts: Activations) -> None:
+        q_stride, scale_stride = acts.strides(acts.x.shape[1])
+        self._core.prepare(acts.x, acts.q, q_stride, acts.scales, scale_stride)
+
+    def _dot(self, acts, x, addresses, piece, ids, start, n, out) -> None:
+        q_stride, scale_stride = acts.strides(piece.n_cols)
+        column = 0 if ids is not None else start
+        self._core.dot(
+            x, acts.q, q_stride, acts.scales, scale_stride,
+            piece.as_ints(), addresses, ids, start, n, out, column,
+        )  # fmt: skip
+
+    def _accumulate(self, coef, addresses, piece, ids, start, n, y) -> None:
+        self._core.accumulate(coef, piece.as_ints(), addresses, ids, start, n, y)
+
+    def _decode_rows(self, addresses, piece, ids, out) -> None:
+        self._core.decode_rows(piece.as_ints(), addresses, ids, out)
+
+    def _rms_norm(self, x, weight, eps, out) -> None:
+        self._core.rms_norm(x, weight, eps, out)
+
+    def _layer_norm(self, x, weight, bias, eps, out) -> None:
+        self._core.layer_norm(x, weight, bias, eps, out)
+
+    def _rope(self, x, cosines, sines) -> None:
+        self._core.rope(x, cosines, sines)
+
+    def _attention(self, q, k, v, first_position, window, scale, out) -> None:
+        n_kv_heads, n_context = k.shape[:2]
+        if n_context > self._scratch_context:
+            raise UsageError(
+                f"attention over {n_context} keys: attention_scratch was made for "
+                f"{self._scratch_context}"
+            )
+        kv_type = 1 if k.dtype == np.float16 else 0
+        self._core.attention(
+            q, k.reshape(-1).view(np.uint8), v.reshape(-1).view(np.uint8), kv_type,
+            n_kv_heads, n_context, first_position, window, scale, self._scratch, out,
+        )  # fmt: skip
+
+    def _activate(self, kind, pre, up, out) -> None:
+        self._core.activate(ACTIVATIONS[kind], pre, up, out)
+
+    def _active_ids(self, pre, out) -> int:
+        return self._core.active_ids(pre, out)
