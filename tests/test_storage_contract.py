@@ -1,4 +1,4 @@
-"""The storage contract, run over every backend in the table."""
+"""The storage contract, run over every backend in the table and over the wrappers."""
 
 from __future__ import annotations
 
@@ -22,12 +22,22 @@ from flashllm.errors import (
     UsageError,
 )
 from flashllm.storage import STORAGES, ReadBatch, open_storage
+from flashllm.storage.wrappers import FaultyStorage, SlowStorage
 
 UNIT = 4096  # a multiple of every alignment met so far
 N_UNITS = 600
 
 
+# A wrapper with nothing to do must be as good as what it wraps.
+WRAPPERS = {
+    "slow": lambda inner: SlowStorage(inner, seconds_per_read=1e-9, sleep=lambda seconds: None),
+    "faulty": lambda inner: FaultyStorage(inner, lambda ordinal, offset, length: None),
+}
+
+
 def opened(name, path, **options):
+    if name in WRAPPERS:
+        return WRAPPERS[name](open_storage("pread", path, **options))
     try:
         return open_storage(name, path, **options)
     except UnsupportedError as error:
@@ -39,7 +49,7 @@ def room(n_bytes):
     return np.frombuffer(mmap.mmap(-1, max(n_bytes, 1)), np.uint8)[:n_bytes]
 
 
-@pytest.fixture(params=STORAGES.names())
+@pytest.fixture(params=[*STORAGES.names(), *WRAPPERS])
 def name(request):
     return request.param
 
@@ -483,17 +493,17 @@ def test_refuses_what_is_not_a_regular_file(name, tmp_path):
         ("/dev/null", "a character device"),
     ):
         with pytest.raises(FormatError, match=kind):
-            open_storage(name, path)
+            opened(name, path)
     for path, code in ((tmp_path / "none", errno.ENOENT), (tmp_path / "loop", errno.ELOOP)):
         with pytest.raises(FlashReadError) as raised:
-            open_storage(name, path)
+            opened(name, path)
         assert raised.value.errno == code
     for path in (3, "a\0b"):
         with pytest.raises(UsageError):
-            open_storage(name, path)
+            opened(name, path)
     for depth in (0, 257, "4"):
         with pytest.raises(UsageError):
-            open_storage(name, tmp_path, depth=depth)
+            opened(name, tmp_path, depth=depth)
 
 
 def test_direct_is_refused_where_there_is_none():
@@ -506,11 +516,11 @@ def test_descriptors_are_given_back(name, path):
     opened(name, path).close()
     before = sorted(os.listdir("/proc/self/fd"))
     for _ in range(3):
-        storage = open_storage(name, path)
+        storage = opened(name, path)
         storage.read(0, 10)
         storage.close()
     with pytest.raises(FormatError):
-        open_storage(name, path.parent)
+        opened(name, path.parent)
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 

@@ -1,0 +1,124 @@
+"""DeviceCurve: what a read costs on one device, by its size and by how many are in flight.
+
+A planner trades wasted bytes against operations with it.  Measured by device.probe_device, or given
+as a JSON file, or the stated default; the curve carries which.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FlashReadError, FormatError, UsageError
+
+
+@dataclass(frozen=True, order=True)
+class Point:
+    """`depth` reads of `size_bytes` in flight take `seconds_per_read` each: elapsed over count."""
+
+    depth: int
+    size_bytes: int
+    seconds_per_read: float
+
+    def __post_init__(self):
+        for name in ("depth", "size_bytes"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 < value < 2**40:
+                raise UsageError(f"{name} of a curve's point is a positive integer, not {value!r}")
+        s = self.seconds_per_read
+        if isinstance(s, bool) or not isinstance(s, int | float) or not 0 < s < math.inf:
+            raise UsageError(f"seconds_per_read of a curve's point is positive, not {s!r}")
+
+
+@dataclass(frozen=True)
+class DeviceCurve:
+    """Points sorted by depth and size; between sizes the cost of a read is linear in its bytes,
+    below the smallest it is constant, above the largest the last rate goes on."""
+
+    name: str
+    points: tuple[Point, ...]
+
+    def __post_init__(self):
+        if not self.points:
+            raise UsageError("a device curve needs at least one point")
+        keys = [(p.depth, p.size_bytes) for p in self.points]
+        if keys != sorted(set(keys)):
+            raise UsageError("a curve's points are sorted by depth and size, none twice")
+
+    @property
+    def depths(self) -> list[int]:
+        return sorted({p.depth for p in self.points})
+
+    def seconds_per_read(self, bytes_each: float, *, depth: int = 16) -> float:
+        """Elapsed seconds per read with `depth` in flight, from the nearest measured depth that is
+        not above it (the lowest when all are)."""
+        known = [d for d in self.depths if d <= depth] or self.depths[:1]
+        points = [p for p in self.points if p.depth == known[-1]]
+        sizes = np.array([p.size_bytes for p in points], float)
+        # Noise must not make a larger read look cheaper: a planner would inflate its reads.
+        costs = np.maximum.accumulate([p.seconds_per_read for p in points])
+        if bytes_each > sizes[-1]:
+            return float(costs[-1] * bytes_each / sizes[-1])
+        return float(np.interp(bytes_each, sizes, costs))
+
+    def seconds(self, n_ops: float, bytes_each: float, *, depth: int = 16) -> float:
+        """Elapsed seconds of `n_ops` reads of `bytes_each`, at most `depth` in flight.
+
+        Never less than one read takes alone.
+        """
+        if n_ops <= 0:
+            return 0.0
+        alone = self.seconds_per_read(bytes_each, depth=1)
+        return max(n_ops * self.seconds_per_read(bytes_each, depth=min(depth, n_ops)), alone)
+
+    def bytes_per_s(self, bytes_each: float, *, depth: int = 16) -> float:
+        return bytes_each / self.seconds_per_read(bytes_each, depth=depth)
+
+    @property
+    def sequential_bytes_per_s(self) -> float:
+        """The best rate among the points: large reads, many in flight."""
+        return max(p.size_bytes / p.seconds_per_read for p in self.points)
+
+    def save(self, path: str | os.PathLike) -> None:
+        Path(path).write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> DeviceCurve:
+        """Raises FormatError for a file that is not a curve, FlashReadError when unreadable."""
+        try:
+            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            points = tuple(sorted(Point(**point) for point in raw["points"]))
+            if set(raw) != {"name", "points"} or not isinstance(raw["name"], str):
+                raise UsageError(f"a curve has a name and points, not {sorted(raw)}")
+            return cls(raw["name"], points)
+        except OSError as error:
+            raise FlashReadError(error.errno, error.strerror, path, 0, "device curve") from error
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise FormatError(path, "device curve", "name and points", error) from error
+
+
+def _from_rates(name: str, rates: dict[int, dict[int, float]]) -> DeviceCurve:
+    """A curve from MB/s by depth and size in KiB."""
+    return DeviceCurve(
+        name,
+        tuple(
+            Point(depth, kib * 1024, kib * 1024 / (mb_per_s * 1e6))
+            for depth, by_size in rates.items()
+            for kib, mb_per_s in by_size.items()
+        ),
+    )
+
+
+# A virtual disk on a good SSD: what is assumed when nothing could be measured.
+DEFAULT_CURVE = _from_rates(
+    "default",
+    {
+        1: {4: 35, 16: 145, 64: 430, 256: 730, 1024: 1200},
+        16: {4: 127, 16: 345, 64: 1000, 256: 1500, 1024: 1700},
+    },
+)
