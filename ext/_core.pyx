@@ -61,8 +61,8 @@ cdef extern from "fl_pool.h" nogil:
     void fl_pool_destroy(fl_pool *pool)
 
 cdef extern from "fl_kernels.h" nogil:
-    ctypedef enum fl_status:
-        FL_OK
+    ctypedef enum fl_kernel_status:
+        FL_KERNEL_OK
         FL_ABSENT_FRAME
         FL_OUT_OF_RANGE
         FL_NOT_ASCENDING
@@ -98,12 +98,12 @@ cdef extern from "fl_kernels.h" nogil:
     const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why)
     void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols,
                        uint8_t *q, int64_t q_stride, float *scales, int64_t scale_stride)
-    fl_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
+    fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
                         const fl_items *items, float *out, int64_t out_stride)
-    fl_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
+    fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                                int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                float *y, int64_t y_stride)
-    fl_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
+    fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
                            float *out)
     void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
                         int64_t n, float eps, float *out)
@@ -158,8 +158,8 @@ cdef class NativeKernels:
     def __dealloc__(self):
         fl_pool_destroy(self.engine.pool)
 
-    cdef int check(self, fl_status status) except -1:
-        if status != FL_OK:
+    cdef int check(self, fl_kernel_status status) except -1:
+        if status != FL_KERNEL_OK:
             from flashllm.errors import KernelError
             raise KernelError(_KERNEL_TROUBLE[status])
         return 0
@@ -181,7 +181,7 @@ cdef class NativeKernels:
         if ids is not None:
             listed = &ids[0]
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
-        cdef fl_status status
+        cdef fl_kernel_status status
         with nogil:
             status = fl_op_dot(&self.engine, &acts, &p, &items, &out[0, column], out.shape[1])
         self.check(status)
@@ -194,7 +194,7 @@ cdef class NativeKernels:
         if ids is not None:
             listed = &ids[0]
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
-        cdef fl_status status
+        cdef fl_kernel_status status
         with nogil:
             status = fl_op_accumulate(&self.engine, &coef[0, 0], coef.shape[1], coef.shape[0], &p,
                                       &items, &y[0, 0], y.shape[1])
@@ -204,7 +204,7 @@ cdef class NativeKernels:
                     const int32_t[::1] ids not None, float[:, ::1] out not None):
         cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
-        cdef fl_status status
+        cdef fl_kernel_status status
         with nogil:
             status = fl_op_decode(&self.engine, &p, &items, &out[0, 0])
         self.check(status)

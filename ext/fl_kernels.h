@@ -20,12 +20,12 @@ enum { FL_GROUP = 32 };      /* columns per scale of the integer types */
 enum { FL_MAX_QUERIES = 4 }; /* (token, head) pairs that share one pass over keys */
 
 typedef enum {
-    FL_OK = 0,
+    FL_KERNEL_OK = 0,
     FL_ABSENT_FRAME = 1,  /* addresses[frame] is 0 */
     FL_OUT_OF_RANGE = 2,  /* an id beyond the table, or negative */
     FL_NOT_ASCENDING = 3, /* ids must ascend strictly */
     FL_MISALIGNED = 4     /* addresses[frame] is no multiple of 16 */
-} fl_status;
+} fl_kernel_status;
 
 typedef enum { FL_SILU = 0, FL_RELU = 1, FL_RELU2 = 2, FL_GELU = 3, FL_GELU_TANH = 4 } fl_activation;
 
@@ -114,12 +114,12 @@ typedef struct {
 
 void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
                    int64_t q_stride, float *scales, int64_t scale_stride);
-fl_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
+fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
                     const fl_items *items, float *out, int64_t out_stride);
-fl_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
+fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                            int64_t n_tokens, const fl_piece *piece, const fl_items *items, float *y,
                            int64_t y_stride);
-fl_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items, float *out);
+fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items, float *out);
 void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
                     int64_t n, float eps, float *out);
 void fl_op_layer_norm(const fl_engine *e, const float *x, const float *weight, const float *bias,

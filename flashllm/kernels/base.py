@@ -304,7 +304,7 @@ class KernelSet(ABC):
             self._activate(kind, pre, up, out)
 
     def active_ids(self, pre: np.ndarray, out: np.ndarray) -> int:
-        """Write the ascending ids i with any pre[t, i] > 0 into int32 `out` [n]; return how many."""
+        """Write the ascending ids i with any pre[t, i] > 0 into int32 `out`; return how many."""
         self._open()
         check_array("pre", pre, np.float32, (None, None))
         check_array("out", out, np.int32, (None,), out=True)
