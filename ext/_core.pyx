@@ -262,7 +262,7 @@ from cpython.exc cimport PyErr_CheckSignals
 cdef extern from "fl_reader.h" nogil:
     enum:
         FL_DIRECT, FL_PREAD, FL_MMAP
-        FL_OK, FL_FAIL_READ, FL_FAIL_END, FL_FAIL_CHECK
+        FL_READ_OK, FL_FAIL_READ, FL_FAIL_END, FL_FAIL_CHECK
         FL_TIMEOUT, FL_CLOSED, FL_FORKED, FL_SYSTEM, FL_REFUSED
         FL_BAD_RANGE, FL_BAD_START, FL_BAD_SUM, FL_BAD_ALIGNMENT, FL_BAD_CHECK
     ctypedef struct fl_failure:
@@ -368,7 +368,7 @@ cdef class Reader:
         cdef uint8_t *p = <uint8_t *>PyBytes_AsString(out)
         with nogil:
             status = fl_reader_read(self.reader, offset, length, p, &failure)
-        if status != FL_OK:
+        if status != FL_READ_OK:
             raise _failure(status, &failure)
         return out
 
@@ -409,7 +409,7 @@ cdef class Reader:
         b.check_digest = &check_digest[0] if b.n_checks else NULL
         with nogil:
             status = fl_reader_submit(self.reader, &b, &ticket.ticket, &failure)
-        if status != FL_OK:
+        if status != FL_READ_OK:
             raise _failure(status, &failure)
         ticket.reader, ticket.n = self, b.n_extents
         return ticket
@@ -436,7 +436,7 @@ cdef class NativeTicket:
                 status = fl_ticket_wait(self.ticket, upto, 100_000_000, &failure)
             if status == FL_TIMEOUT:
                 PyErr_CheckSignals()
-        if status != FL_OK:
+        if status != FL_READ_OK:
             raise _failure(status, &failure)
 
     def done(self):

@@ -84,7 +84,7 @@ static int verify(const fl_ticket *t, const extent *e, fl_failure *failure)
             return FL_FAIL_CHECK;
         }
     }
-    return FL_OK;
+    return FL_READ_OK;
 }
 
 static void drop_behind(fl_ticket *t, int64_t index)
@@ -104,13 +104,13 @@ static int read_extent(fl_ticket *t, int64_t index, fl_failure *failure)
 {
     const extent *e = &t->extents[index];
     fl_source *s = &t->reader->source;
-    int kind = FL_OK;
+    int kind = FL_READ_OK;
 
     /* Twice when the bytes are wrong: a bad transfer is worth one more, bad flash is not. */
     for (int round = 0; round < 2; round++) {
         kind = fl_source_read(s, e->offset, e->length, t->iov + e->iov, (int)e->n_iov, failure);
         drop_behind(t, index);
-        if (kind == FL_OK)
+        if (kind == FL_READ_OK)
             kind = verify(t, e, failure);
         if (kind != FL_FAIL_CHECK)
             break;
@@ -158,8 +158,8 @@ static void settle(fl_ticket *t, int64_t index, int kind, const fl_failure *fail
 {
     int64_t prefix = t->prefix;
 
-    t->state[index] = kind == FL_OK ? ARRIVED : FAILED;
-    if (kind != FL_OK && index < t->failure.extent)
+    t->state[index] = kind == FL_READ_OK ? ARRIVED : FAILED;
+    if (kind != FL_READ_OK && index < t->failure.extent)
         t->failure = *failure;
     while (prefix < t->n && t->state[prefix] != WAITING)
         prefix++;
@@ -411,12 +411,12 @@ int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl
         return FL_SYSTEM;
     }
     pthread_mutex_lock(&r->lock);
-    int status = r->closed ? FL_CLOSED : FL_OK;
-    if (status == FL_OK && r->n_threads == 0 && t->n > 0) {
+    int status = r->closed ? FL_CLOSED : FL_READ_OK;
+    if (status == FL_READ_OK && r->n_threads == 0 && t->n > 0) {
         failure->error = start_threads(r);
-        status = failure->error ? FL_SYSTEM : FL_OK;
+        status = failure->error ? FL_SYSTEM : FL_READ_OK;
     }
-    if (status == FL_OK && t->n > 0) {
+    if (status == FL_READ_OK && t->n > 0) {
         if (r->tail)
             r->tail->next = t;
         else
@@ -428,20 +428,20 @@ int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl
             pthread_cond_broadcast(&r->work);
     }
     pthread_mutex_unlock(&r->lock);
-    if (status != FL_OK) {
+    if (status != FL_READ_OK) {
         pthread_cond_destroy(&t->moved);
         free(t);
         return status;
     }
     *ticket = t;
-    return FL_OK;
+    return FL_READ_OK;
 }
 
 int fl_ticket_wait(fl_ticket *t, int64_t upto, int64_t slice_ns, fl_failure *failure)
 {
     fl_reader *r = t->reader;
     struct timespec until;
-    int status = FL_OK, late = 0;
+    int status = FL_READ_OK, late = 0;
 
     if (forked(r))
         return FL_FORKED;

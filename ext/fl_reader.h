@@ -49,10 +49,10 @@ void fl_reader_free(fl_reader *r);
 int fl_reader_read(fl_reader *r, int64_t offset, int64_t length, uint8_t *out, fl_failure *failure);
 const fl_source *fl_reader_source(const fl_reader *r);
 
-/* FL_OK and *ticket; FL_REFUSED with failure->kind and ->extent; FL_SYSTEM with ->error. */
+/* FL_READ_OK and *ticket; FL_REFUSED with failure->kind and ->extent; FL_SYSTEM with ->error. */
 int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl_failure *failure);
 
-/* Until extents [0, upto) have arrived: FL_OK; FL_FAIL_* of the first that did not; FL_TIMEOUT
+/* Until extents [0, upto) have arrived: FL_READ_OK; FL_FAIL_* of the first that did not; FL_TIMEOUT
  * after `slice_ns`; FL_CLOSED when it never will be. */
 int fl_ticket_wait(fl_ticket *t, int64_t upto, int64_t slice_ns, fl_failure *failure);
 /* Length of the prefix that has arrived; -1 in a forked child. */

@@ -152,7 +152,7 @@ static int read_map(fl_source *s, int64_t offset, int64_t length, const struct i
     if (fault)
         return fail(failure, FL_FAIL_READ, EIO, (const uint8_t *)fault - s->map);
     count(&s->bytes_read, (uint64_t)length);
-    return FL_OK;
+    return FL_READ_OK;
 }
 
 int fl_source_read(fl_source *s, int64_t offset, int64_t length, struct iovec *iov, int n_iov,
@@ -166,7 +166,7 @@ int fl_source_read(fl_source *s, int64_t offset, int64_t length, struct iovec *i
     const int64_t got = fill(s, offset, length, iov, n_iov, failure);
     if (got < 0)
         return failure->kind;
-    return got == length ? FL_OK : fail(failure, FL_FAIL_END, 0, offset + got);
+    return got == length ? FL_READ_OK : fail(failure, FL_FAIL_END, 0, offset + got);
 }
 
 static int copy_direct(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
@@ -174,11 +174,11 @@ static int copy_direct(fl_source *s, int64_t offset, int64_t length, uint8_t *ou
 {
     const int64_t a = s->alignment;
     void *bounce = NULL;
-    int kind = FL_OK;
+    int kind = FL_READ_OK;
 
     if (posix_memalign(&bounce, (size_t)(a > s->os_page ? a : s->os_page), BOUNCE_BYTES))
         return fail(failure, FL_FAIL_READ, ENOMEM, offset);
-    for (int64_t done = 0; done < length && kind == FL_OK;) {
+    for (int64_t done = 0; done < length && kind == FL_READ_OK;) {
         const int64_t start = (offset + done) / a * a, lead = offset + done - start;
         int64_t want = length - done;
         if (want > BOUNCE_BYTES - lead)
@@ -205,7 +205,7 @@ int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
     int kind;
 
     if (length == 0)
-        return FL_OK;
+        return FL_READ_OK;
     if (s->mode == FL_DIRECT)
         return copy_direct(s, offset, length, out, failure);
     fl_source_ahead(s, offset, length < BOUNCE_BYTES ? length : BOUNCE_BYTES);

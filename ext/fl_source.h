@@ -12,7 +12,7 @@
 
 enum { FL_DIRECT = 0, FL_PREAD = 1, FL_MMAP = 2 };
 
-enum { FL_OK = 0, FL_FAIL_READ = 1, FL_FAIL_END = 2, FL_FAIL_CHECK = 3 };
+enum { FL_READ_OK = 0, FL_FAIL_READ = 1, FL_FAIL_END = 2, FL_FAIL_CHECK = 3 };
 
 typedef struct {
     int kind;          /* FL_FAIL_* */
