@@ -48,7 +48,10 @@ def widen(stored: np.ndarray, dtype: str) -> np.ndarray:
 
 
 class Checkpoint(ABC):
-    """See the module's contract.  `path` is what errors name; `config` is config.json's content."""
+    """See the module's contract.  `path` is what errors name; `config` is config.json's content.
+
+    `normalised`: (family, config) where the source states our own config instead of such a file.
+    """
 
     kind: ClassVar[str]
 
@@ -56,6 +59,7 @@ class Checkpoint(ABC):
         self.path = path
         self.config: dict = {}
         self.generation_config: dict = {}
+        self.normalised: tuple[str, dict] | None = None
         self.closed = False
 
     @property
@@ -92,6 +96,20 @@ class Checkpoint(ABC):
     @abstractmethod
     def fingerprint(self) -> str:
         """Hex digest that changes when the source does (directory, sizes, times: not the data)."""
+
+    @property
+    @abstractmethod
+    def files(self) -> list[Path]:
+        """The files with tensors, none of which may be overwritten."""
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Bytes of all tensors as stored."""
+
+    def itemsize(self, name: str) -> int:
+        """Bytes of one stored value."""
+        return STORAGE_DTYPES[self.dtype(name)].itemsize
 
     def close(self) -> None:
         self.closed = True

@@ -233,6 +233,14 @@ class SafetensorsCheckpoint(Checkpoint):
     def fingerprint(self) -> str:
         return self._fingerprint
 
+    @property
+    def files(self) -> list[Path]:
+        return [file.path for file in self._files]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(entry.n_bytes for entry in self._entries.values())
+
     def close(self) -> None:
         super().close()
         for file in self._files:

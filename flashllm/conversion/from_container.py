@@ -1,0 +1,158 @@
+"""A container as a checkpoint: what was converted can be converted again (inflated, requantised).
+
+Frames are read one at a time, verified and decoded; quantised weights come out as float32.  A
+tensor is found by the name that its role prefers, whatever it was called in the first source.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from .._core import xxh64
+from ..checkpoints import STORAGE_DTYPES, Checkpoint
+from ..codecs import CODECS
+from ..container import Container, open_container
+from ..container.base import Piece, Plane
+from ..container.files import drop_page_cache, read_exactly
+from ..errors import CheckpointError, ChecksumError
+from ..models.configs import config_from_dict
+from ..quant import WEIGHT_TYPES
+
+
+class _PlaneReader:
+    """Decoded items of one plane, the last frame being kept."""
+
+    def __init__(self, plane: Plane, container: Container):
+        self.plane, self._container = plane, container
+        self._decoder = CODECS[plane.codec].decoder()
+        self._frame = np.empty((plane.per_frame, plane.stride), np.uint8)
+        self._held = -1
+
+    def _load(self, frame: int) -> np.ndarray:
+        if frame != self._held:
+            plane = self.plane
+            fd, path = self._container.fileno(), self._container.path
+            offset, n_bytes = int(plane.offsets[frame]), int(plane.stored[frame])
+            where = f"plane {plane.name}, frame {frame}"
+            stored = read_exactly(fd, path, offset, n_bytes, where)
+            drop_page_cache(fd, offset, n_bytes)
+            found, expected = xxh64(stored, plane.seed(frame)), int(plane.digests[frame])
+            if found != expected:
+                raise ChecksumError(path, where, expected, found)
+            self._held = -1
+            self._decoder.decode_into(stored, memoryview(self._frame).cast("B"))
+            self._held = frame
+        return self._frame
+
+    def items(self, piece: Piece, start: int, stop: int) -> np.ndarray:
+        """uint8 [stop - start, piece.row_bytes]."""
+        out = np.empty((stop - start, piece.row_bytes), np.uint8)
+        per_frame, end = self.plane.per_frame, piece.offset + piece.row_bytes
+        at = start
+        while at < stop:
+            frame, first = divmod(at, per_frame)
+            n = min(per_frame - first, stop - at)
+            rows = self._load(frame)[first : first + n]
+            out[at - start : at - start + n] = rows[:, piece.offset : end]
+            at += n
+        return out
+
+
+class ContainerCheckpoint(Checkpoint):
+    """See Checkpoint.  `normalised` carries the family and config that the container states."""
+
+    kind: ClassVar[str] = "container"
+
+    def __init__(self, path: str | os.PathLike):
+        super().__init__(Path(path))
+        self._container = open_container(path)
+        try:
+            self._open()
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self) -> None:
+        container = self._container
+        self.normalised = (container.family, container.config)
+        config = config_from_dict(container.family, container.config, path=self.path)
+        readers = {name: _PlaneReader(plane, container) for name, plane in container.planes.items()}
+        vectors = container.load_vectors()
+        # name -> (reader, piece, first item, shape, transposed), or -> values
+        self._planes: dict[str, tuple[_PlaneReader, Piece, int, tuple[int, ...], bool]] = {}
+        self._vectors: dict[str, np.ndarray] = {}
+        roles = config.roles()
+        for role in roles.planes:
+            if role.name not in readers:
+                raise CheckpointError(self.path, f"plane {role.name}", "a plane", "nothing")
+            reader, start = readers[role.name], 0
+            for name, tensor in role.tensors:
+                bundles = role.kind == "bundles"
+                piece = reader.plane.piece(name if bundles else "row")
+                place = (reader, piece, start, tensor.shape, tensor.transposed)
+                self._planes[tensor.names[0]] = place
+                start += 0 if bundles else tensor.n_items
+        for vector in roles.vectors:
+            values, start = vectors[vector.name], 0
+            for part in vector.parts:
+                self._vectors[part.names[0]] = values[start : start + part.shape[0]]
+                start += part.shape[0]
+
+    @property
+    def tokenizer_files(self) -> dict[str, bytes]:
+        return {name: self._container.read_blob(name) for name in self._container.blobs}
+
+    def names(self) -> list[str]:
+        return [*self._planes, *self._vectors]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._planes or name in self._vectors
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return self._planes[name][3] if name in self._planes else self._vectors[name].shape
+
+    def dtype(self, name: str) -> str:
+        if name in self._vectors:
+            return "f32"
+        weight_type = self._planes[name][1].weight_type
+        return weight_type if weight_type in STORAGE_DTYPES else "f32"
+
+    def _items(self, name: str, start: int, stop: int) -> np.ndarray:
+        self.check_open()
+        reader, piece, first, _, _ = self._planes[name]
+        raw = reader.items(piece, first + start, first + stop)
+        if piece.weight_type in STORAGE_DTYPES:
+            return raw.view(STORAGE_DTYPES[piece.weight_type])
+        return WEIGHT_TYPES[piece.weight_type].decode(raw, piece.n_cols)
+
+    def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
+        if name in self._vectors:
+            return self._vectors[name][start:stop]
+        _, _, _, shape, transposed = self._planes[name]
+        if not transposed:
+            return self._items(name, start, stop)
+        # every bundle for a few rows: right, slow, and needed by nobody but small models
+        return np.ascontiguousarray(self._items(name, 0, shape[1])[:, start:stop].T)
+
+    def columns(self, name: str, start: int, stop: int) -> np.ndarray | None:
+        return self._items(name, start, stop) if self._planes[name][4] else None
+
+    @property
+    def fingerprint(self) -> str:
+        return self._container.digest
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]
+
+    @property
+    def n_bytes(self) -> int:
+        return self._container.size
+
+    def close(self) -> None:
+        super().close()
+        self._container.close()

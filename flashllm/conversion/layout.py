@@ -1,0 +1,181 @@
+"""How a model is cut into planes, pieces and frames.  Pure: roles and sizes in, a plan out.
+
+Nothing here reads or writes; the caller owns every default.  The trade-offs:
+- dense planes stream in file order, so frames only need to be large (256 KiB) against the index;
+- an untied embedding is read a row at a time: 64 KiB bounds what one token over-reads;
+- sparse bundles are read where they are active: frames of at least 16 KiB, because a smaller read
+  costs the device the same operation; coded ones at least 64 KiB, below which codecs lose ratio;
+- alignment 4096 suits any device; where padding would waste more than 6 %, 512.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..container.base import MAX_FRAME_BYTES, Piece, PlaneShape, lay_out_pieces
+from ..errors import UsageError
+from ..models.base import PlaneRole
+from ..units import KIB, align_up
+
+QUANTS = ("keep", "int8", "int4")
+DENSE_FRAME_BYTES = 256 * KIB
+EMBED_FRAME_BYTES = 64 * KIB
+SPARSE_FRAME_BYTES = 16 * KIB
+CODED_FRAME_BYTES = 64 * KIB
+MAX_WASTE = 0.06
+ALIGNMENTS = (4096, 512)
+
+# Below this ratio a block is stored as it is: decoding costs more than the bytes saved.
+MIN_RATIO = 1.1
+# Decoded bytes per second of one core, measured on a 2-core x86-64 machine; constants, so that the
+# same conversion decides the same way every time.
+DECODE_BYTES_PER_S = {"planes": 2.1e9, "zstd": 1.5e9}
+
+
+@dataclass(frozen=True)
+class PlanePlan:
+    """A plane to be written: `tensors` are the checkpoint names, in the order of `role.tensors`."""
+
+    role: PlaneRole
+    shape: PlaneShape
+    tensors: tuple[str, ...]
+
+    @property
+    def decoded_bytes(self) -> int:
+        return self.shape.n_frames * self.shape.frame_bytes
+
+
+def widest(dtypes: list[str]) -> str:
+    """The float type that holds every value of all `dtypes` (f64 is rounded to f32)."""
+    kinds = set(dtypes)
+    return kinds.pop() if len(kinds) == 1 and kinds <= {"f16", "bf16", "f32"} else "f32"
+
+
+def weight_type(role: PlaneRole, quant: str, stored: str) -> str:
+    """The weight type of a piece whose tensors have the float type `stored`.
+
+    Embedding and head stay at int8 under int4: see QUANT_NOTE.  Learned positions are a thousandth
+    of a model and are added to everything: they keep their type.
+    """
+    if quant == "keep" or role.name == "position":
+        return stored
+    if quant == "int4" and role.name in ("embed", "head"):
+        return "int8"
+    return quant
+
+
+def lay_out_plane(
+    role: PlaneRole, dtypes: Mapping[str, str], quant: str
+) -> tuple[tuple[Piece, ...], dict[str, tuple[int, int]]]:
+    """Pieces of an item and named parts; `dtypes`: part or piece name -> stored float type."""
+    if role.kind == "bundles":
+        pieces = [
+            (name, weight_type(role, quant, widest([dtypes[name]])), tensor.n_cols)
+            for name, tensor in role.tensors
+        ]
+        return lay_out_pieces(pieces), {}
+    row_type = weight_type(role, quant, widest(list(dtypes.values())))
+    parts, start = {}, 0
+    for name, tensor in role.tensors:
+        parts[name] = (start, start + tensor.n_items)
+        start += tensor.n_items
+    pieces = lay_out_pieces([("row", row_type, role.tensors[0][1].n_cols)])
+    return pieces, parts if len(parts) > 1 else {}
+
+
+def stride_of(pieces: tuple[Piece, ...]) -> int:
+    return align_up(pieces[-1].offset + pieces[-1].row_bytes, 16)
+
+
+def target_frame_bytes(use: str, coded: bool) -> int:
+    """What a frame of a plane read in this way should hold."""
+    if use == "sparse":
+        return CODED_FRAME_BYTES if coded else SPARSE_FRAME_BYTES
+    return EMBED_FRAME_BYTES if use == "embed" else DENSE_FRAME_BYTES
+
+
+def items_per_frame(
+    stride: int, n_items: int, *, target_bytes: int, at_least: bool, alignment: int
+) -> int:
+    """Items in a frame of about (or `at_least`) `target_bytes`, wasting the least padding."""
+    most = max(1, min(n_items, MAX_FRAME_BYTES // stride))
+    if at_least:
+        low, high = -(-target_bytes // stride), -(-3 * target_bytes // (2 * stride))
+    else:
+        low, high = -(-3 * target_bytes // (4 * stride)), 5 * target_bytes // (4 * stride)
+    low = min(max(low, 1), most)
+    high = min(max(high, low), most)
+    wanted = low if at_least else min(max(target_bytes // stride, low), high)
+
+    def waste(n: int) -> tuple[float, int]:
+        return padding(n * stride, alignment) / (n * stride), abs(n - wanted)
+
+    return min(range(low, high + 1), key=waste)
+
+
+def padding(n_bytes: int, alignment: int) -> int:
+    return align_up(n_bytes, alignment) - n_bytes
+
+
+def cut(
+    name: str,
+    kind: str,
+    use: str,
+    n_items: int,
+    pieces: tuple[Piece, ...],
+    parts: dict[str, tuple[int, int]],
+    *,
+    codec: str,
+    alignment: int,
+    frame_bytes: int | None,
+) -> PlaneShape:
+    """The plane with its frames chosen; `frame_bytes` overrides the target for experiments."""
+    coded = codec != "raw"
+    per_frame = items_per_frame(
+        stride_of(pieces),
+        n_items,
+        target_bytes=frame_bytes or target_frame_bytes(use, coded),
+        at_least=use == "sparse" and frame_bytes is None,
+        alignment=1 if coded else alignment,
+    )
+    return PlaneShape(name, kind, n_items, per_frame, codec, pieces, parts)
+
+
+def wasted_share(shapes: list[PlaneShape], alignment: int) -> float:
+    """Padding between frames as a share of the frames' bytes (half an alignment where coded)."""
+    lost = kept = 0
+    for shape in shapes:
+        each = padding(shape.frame_bytes, alignment)
+        lost += shape.n_frames * (each if shape.codec == "raw" else alignment // 2)
+        kept += shape.n_frames * shape.frame_bytes
+    return lost / kept if kept else 0.0
+
+
+def choose_codec(
+    use: str,
+    types: set[str],
+    ratios: Mapping[str, float],
+    *,
+    flash_bytes_per_s: float | None,
+) -> str:
+    """The codec of a group of planes, from the measured ratios of `planes` and `zstd`.
+
+    A codec pays, when reads are not overlapped, iff the flash is slower than D(1 - 1/ratio) with D
+    the rate of decoding.  Without a known flash rate: exponent planes of 16-bit floats that are
+    read in sequence are coded; quantised weights hardly shrink and single bundles are bound by
+    operations, not bytes, so those stay raw.
+    """
+    codec = "planes" if types <= {"f16", "bf16"} else "zstd"
+    ratio = ratios.get(codec, 1.0)
+    if ratio < MIN_RATIO:
+        return "raw"
+    if flash_bytes_per_s is not None:
+        pays = flash_bytes_per_s < DECODE_BYTES_PER_S[codec] * (1 - 1 / ratio)
+        return codec if pays else "raw"
+    return codec if codec == "planes" and use in ("dense", "deciding") else "raw"
+
+
+def check_quant(quant: str) -> None:
+    if quant not in QUANTS:
+        raise UsageError(f"unknown quant {quant!r}; known: {', '.join(QUANTS)}")
