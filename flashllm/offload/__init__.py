@@ -1,0 +1,17 @@
+"""Weights through a small memory: leases over planes, read ahead, on demand, or resident."""
+
+from __future__ import annotations
+
+from .sizing import StoreCosts, slot_bytes_of, store_bytes, store_costs
+from .stats import StepStats
+from .store import Lease, WeightStore
+
+__all__ = [
+    "Lease",
+    "StepStats",
+    "StoreCosts",
+    "WeightStore",
+    "slot_bytes_of",
+    "store_bytes",
+    "store_costs",
+]

@@ -1,0 +1,137 @@
+"""Reading on demand: frames that are wanted now, brought in file order.
+
+`bring` submits reads in waves and yields as they arrive.  Frames with a target (a slot) go there;
+the others go to a transient area of two halves, one being consumed while the other is read into.
+Coded frames also pass through the area on their way.  Knows nothing of pins, policies or leases.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Iterator
+
+import numpy as np
+
+from ..units import KIB, align_up
+from .fetch import MAX_PIECES, Fetch, Fetcher, FrameSource
+from .planner import Extents, coalesce
+from .stats import StepStats
+
+# Each return to the caller costs a kernel call; waiting for single reads would overlap no better.
+RETURNS_PER_WAVE = 4
+RETURN_BYTES = 256 * KIB
+
+
+class Demand:
+    """The transient area and the reads that pass through it; one `bring` at a time."""
+
+    def __init__(self, fetcher: Fetcher, address: int, half_bytes: int):
+        self._fetcher = fetcher
+        self._halves = (address, address + half_bytes)
+        self._half_bytes = half_bytes
+        self._fetches: deque[tuple[int, Fetch]] = deque()
+        self.stats = StepStats()  # the store puts each step's here
+
+    def extents(self, source: FrameSource, frames: np.ndarray, *, max_gap: int,
+                max_extent: int) -> Extents:  # fmt: skip
+        """Reads for these frames, ascending; any single one fits a half of the area."""
+        most = self._half_bytes // source.slot_bytes
+        if source.coded:
+            max_extent = min(max_extent, self._half_bytes // 2)
+            most = (self._half_bytes - max_extent - source.alignment) // source.slot_bytes
+        offsets, lengths = source.places(frames)
+        return coalesce(
+            frames, offsets, lengths, max_gap=max_gap, max_extent=max_extent,
+            max_frames=min(max(most, 1), MAX_PIECES),
+        )  # fmt: skip
+
+    def bring(
+        self, source: FrameSource, extents: Extents, targets: np.ndarray
+    ) -> Iterator[tuple[int, int]]:
+        """Read all extents; yield (a, b): extents.frames[a:b] are at targets[a:b] now.
+
+        targets  uint64[m] addresses; 0 = anywhere, filled in here and valid until the next step
+                 of the iterator.  Closing the iterator waits for the reads in flight.
+        """
+        fetches = self._fetches
+        if fetches:
+            raise AssertionError("two demands at once")
+        waves = self._waves(source, extents, targets)
+        n_started = 0
+        try:
+            for w, (start, stop) in enumerate(waves):
+                while n_started < min(w + 2, len(waves)):
+                    fetches.append(self._start(source, extents, targets, waves, n_started))
+                    n_started += 1
+                base, fetch = fetches[0]
+                n = stop - start
+                n_returns = min(RETURNS_PER_WAVE, n, 1 + fetch.extents.n_bytes // RETURN_BYTES)
+                done, at = 0, base
+                while done < n:
+                    self._wait(fetch, min(n, done + -(-n // n_returns)))
+                    done = fetch.done()
+                    upto = int(extents.first[start + done])
+                    yield at, upto
+                    at = upto
+                self._end_first()
+        finally:
+            self.reset()
+
+    def reset(self) -> None:
+        """Wait for the reads in flight; their bytes are lost."""
+        while self._fetches:
+            self._end_first()
+
+    def _waves(self, source, extents, targets) -> list[tuple[int, int]]:
+        """Extents [start, stop) of each wave: as many as a half has transient room for."""
+        if not len(extents):
+            return []
+        transient = np.add.reduceat((targets == 0).astype(np.int64), extents.first[:-1])
+        need = transient * source.slot_bytes
+        room = self._half_bytes
+        if source.coded:
+            need += extents.length
+            room -= source.alignment  # the raw area starts at a multiple of it
+        total = np.cumsum(need)
+        waves, start, before = [], 0, 0
+        while start < len(extents):
+            stop = int(np.searchsorted(total, before + room, side="right"))
+            stop = max(stop, start + 1)
+            waves.append((start, stop))
+            start, before = stop, int(total[stop - 1])
+        return waves
+
+    def _start(self, source, extents, targets, waves, w) -> tuple[int, Fetch]:
+        """Submit wave `w` into its half; (index of its first frame, its fetch)."""
+        start, stop = waves[w]
+        part = extents.part(start, stop)
+        a, b = int(extents.first[start]), int(extents.first[stop])
+        address = self._halves[w % 2]
+        anywhere = np.flatnonzero(targets[a:b] == 0)
+        places = np.arange(len(anywhere), dtype=np.uint64) * np.uint64(source.slot_bytes)
+        targets[a + anywhere] = places + np.uint64(address)
+        raw_at = align_up(len(anywhere) * source.slot_bytes, source.alignment)
+        end = raw_at + (part.n_bytes if source.coded else 0)
+        if end > self._half_bytes:
+            raise AssertionError(f"a wave of {end} bytes in a half of {self._half_bytes}")
+        fetch = self._fetcher.start(
+            source, part, targets=targets[a:b], raw_address=address + raw_at
+        )
+        self.stats.bytes_read += part.n_bytes
+        self.stats.reads += len(part)
+        return a, fetch
+
+    def _wait(self, fetch: Fetch, upto: int) -> None:
+        if fetch.done() < upto:
+            start = time.perf_counter_ns()
+            try:
+                fetch.wait(upto)
+            finally:
+                self.stats.wait_ns += time.perf_counter_ns() - start
+
+    def _end_first(self) -> None:
+        _, fetch = self._fetches[0]
+        fetch.close()
+        self.stats.decode_ns += fetch.decode_ns
+        self._fetches.popleft()

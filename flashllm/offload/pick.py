@@ -1,0 +1,254 @@
+"""Picking: bundles of a sparse plane from its slots, misses read into victims' slots or through.
+
+Also what shares this machinery: filling a resident prefix, gathering rows, prefetching.  All hits
+of a request are pinned before anything is evicted, and stay so until the request ends; misses that
+find no slot pass through the transient area.  So a set larger than the segment costs reads and
+never loses what was there ("below one token's working set LRU hits exactly 0 %").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+
+import numpy as np
+
+from ..cache.arena import Arena
+from ..cache.policies.base import lowest
+from ..errors import ChecksumError, FlashReadError
+from ..units import MIB
+from .demand import Demand
+from .fetch import Fetcher
+from .planner import Curve, Extents
+from .state import PlaneState, Prefetch
+from .stats import StepStats
+
+MAX_EXTENT = MIB
+_NO_SLOTS = np.empty(0, dtype=np.int32)
+
+
+class Picker:
+    """Reads into and around segments; the store owns the steps, the clock and the leases."""
+
+    def __init__(self, fetcher: Fetcher, demand: Demand, curve: Curve):
+        self._fetcher, self._demand, self._curve = fetcher, demand, curve
+        self.stats = StepStats()  # the store puts each step's here
+
+    # ------------------------------------------------------------------------------------- pick
+
+    def pick(self, state: PlaneState, ids: np.ndarray, clock: int) -> Iterator[int]:
+        """Yield `stop`: the items ids[:stop] not yielded before are in the address table now."""
+        segment = state.segment
+        self.settle(state, clock)
+        frame_of = ids if state.source.per_frame == 1 else ids // state.source.per_frame
+        frames = _distinct(frame_of)
+        self.count_wanted(state, frame_of, segment.frame_slot[frame_of] < 0)
+        slots = segment.frame_slot[frames]
+        hit = slots >= 0
+        hits, missing = slots[hit], frames[~hit]
+        recency = state.last_use[missing]
+        self.note_wanted(state, frames, clock)
+        placed = _NO_SLOTS
+        segment.pin(hits)
+        try:
+            state.prefetched[hits] = False
+            state.policy.observe(hits, clock)
+            if not len(missing):
+                yield len(ids)
+                return
+            self.stats.prefetch_unused_bytes += state.make_room(len(missing))
+            chosen = most_recent(recency, segment.n_free)
+            placed = segment.place(missing[chosen])
+            state.residency_changed()
+            state.policy.admit(placed, missing[chosen], clock)
+            targets = np.zeros(len(missing), dtype=np.uint64)
+            targets[chosen] = segment.slot_address[placed]
+            with closing(
+                self._demand.bring(state.source, self.extents(state, missing), targets)
+            ) as arriving:
+                for a, b in arriving:
+                    slots = segment.frame_slot[missing[a:b]]
+                    in_slot = slots >= 0
+                    segment.publish(slots[in_slot])
+                    segment.lend(missing[a:b][~in_slot], targets[a:b][~in_slot])
+                    stop = len(ids)
+                    if b < len(missing):
+                        stop = int(np.searchsorted(frame_of, missing[b]))
+                    yield stop
+                    segment.take_back()
+        finally:
+            segment.take_back()
+            segment.unpin(hits)
+            self._end_placed(state, placed)
+
+    def extents(self, state: PlaneState, frames: np.ndarray) -> Extents:
+        return self._demand.extents(
+            state.source, frames, max_gap=state.max_gap, max_extent=MAX_EXTENT
+        )
+
+    def count_wanted(self, state: PlaneState, frame_of: np.ndarray, missing: np.ndarray) -> None:
+        """Hits and misses, and the share of the bytes to be read that is asked for."""
+        n_missing = int(np.count_nonzero(missing))
+        self.stats.misses += n_missing
+        self.stats.hits += len(frame_of) - n_missing
+        if n_missing:
+            _, lengths = state.source.places(frame_of[missing])
+            self.stats.bytes_useful += int(lengths.sum()) // state.source.per_frame
+
+    def note_wanted(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
+        state.note_wanted(_distinct(frames), clock, self._curve, self.extents)
+
+    @staticmethod
+    def _end_placed(state: PlaneState, placed: np.ndarray) -> None:
+        """Unpin what has arrived; empty the slots of what has not (an error, a dropped lease)."""
+        if not len(placed):
+            return
+        segment = state.segment
+        arrived = segment.addresses[segment.slot_frame[placed]] != 0
+        segment.unpin(placed[arrived])
+        if not arrived.all():
+            segment.abandon(placed[~arrived])
+            state.residency_changed()
+
+    # ----------------------------------------------------------------------------------- prefix
+
+    def fill_prefix(self, state: PlaneState, clock: int) -> Iterator[int]:
+        """Make the first n_slots frames the resident ones; yields frames read, as they arrive."""
+        segment = state.segment
+        if state.sparse:
+            self.settle(state, clock)
+            beyond = np.flatnonzero(segment.slot_frame >= segment.n_slots).astype(np.int32)
+            self.stats.prefetch_unused_bytes += state.evict(beyond)
+        missing = np.flatnonzero(segment.frame_slot[: segment.n_slots] < 0).astype(np.int32)
+        if not len(missing):
+            return
+        placed = segment.place(missing)
+        state.residency_changed()
+        try:
+            targets = segment.slot_address[placed]
+            extents = self._demand.extents(
+                state.source, missing, max_gap=0, max_extent=MAX_EXTENT
+            )
+            with closing(self._demand.bring(state.source, extents, targets)) as arriving:
+                for a, b in arriving:
+                    segment.publish(placed[a:b])
+                    yield b - a
+            if state.policy is not None:
+                state.policy.admit(placed, missing, clock)
+        finally:
+            self._end_placed(state, placed)
+
+    # ------------------------------------------------------------------------------------- rows
+
+    def gather(self, state: PlaneState, ids: np.ndarray, out: np.ndarray, arena: Arena) -> None:
+        """Copy items into uint8 out [n, stride]; absent frames pass through the transient area."""
+        source, addresses = state.source, state.segment.addresses
+        stride, per_frame = source.plane.stride, source.per_frame
+        frame_of = np.asarray(ids) // per_frame
+        by_frame = np.argsort(frame_of, kind="stable")
+        frames, starts = np.unique(frame_of[by_frame], return_index=True)
+        frames = frames.astype(np.int32)
+        rows = np.split(by_frame, starts[1:])  # positions in `ids`, per distinct frame
+
+        def copy(k: int, address: int) -> None:
+            for i in rows[k].tolist():
+                at = address + int(ids[i]) % per_frame * stride
+                out[i] = arena.view(at, stride)
+
+        absent = np.flatnonzero(addresses[frames] == 0)
+        for k in np.flatnonzero(addresses[frames]).tolist():
+            copy(k, int(addresses[frames[k]]))
+        if not len(absent):
+            return
+        missing = frames[absent]
+        _, lengths = source.places(missing)
+        self.stats.bytes_useful += int(lengths.sum())
+        targets = np.zeros(len(missing), dtype=np.uint64)
+        with closing(
+            self._demand.bring(source, self.extents(state, missing), targets)
+        ) as arriving:
+            for a, b in arriving:
+                for k in range(a, b):
+                    copy(int(absent[k]), int(targets[k]))
+
+    # --------------------------------------------------------------------------------- prefetch
+
+    def prefetch(self, state: PlaneState, ids: np.ndarray, clock: int) -> None:
+        """Start reading absent frames of `ids` into slots; see WeightStore.prefetch."""
+        segment, source = state.segment, state.source
+        self.settle(state, clock, wait=False)
+        frames = _distinct(ids // source.per_frame)
+        missing = frames[segment.frame_slot[frames] < 0]
+        if state.prefetch is not None or source.coded:
+            # One advice at a time; coded frames would need a raw area of their own meanwhile.
+            self.stats.prefetch_dropped += len(missing)
+            return
+        # Advice never takes more than half of the slots: the other half has proved its use.
+        n = min(len(missing), segment.n_slots // 2)
+        self.stats.prefetch_unused_bytes += state.make_room(n)
+        n = min(n, segment.n_free)
+        self.stats.prefetch_dropped += len(missing) - n
+        if n == 0:
+            return
+        missing = missing[:n]
+        placed = segment.place(missing)
+        state.residency_changed()
+        try:
+            extents = self.extents(state, missing)
+            fetch = self._fetcher.start(source, extents, targets=segment.slot_address[placed])
+        except BaseException:
+            segment.abandon(placed)
+            raise
+        _, lengths = source.places(missing)
+        state.prefetch = Prefetch(fetch, placed, lengths)
+        self.stats.prefetch_bytes += extents.n_bytes
+        self.stats.prefetch_reads += len(extents)
+
+    def settle(self, state: PlaneState, clock: int, *, wait: bool = True) -> None:
+        """Take in what a prefetch has brought; a failed one is dropped and counted, since the
+        same frames will be asked for properly if they are needed."""
+        pending = state.prefetch
+        if pending is None:
+            return
+        fetch = pending.fetch
+        if not wait and fetch.done() < len(fetch.extents):
+            return
+        try:
+            fetch.wait()
+        except (FlashReadError, ChecksumError):
+            self.stats.prefetch_dropped += len(pending.slots)
+            self.drop_prefetch(state)
+            return
+        fetch.close()
+        segment = state.segment
+        segment.publish(pending.slots)
+        segment.unpin(pending.slots)
+        state.prefetched[pending.slots] = True
+        state.policy.admit(pending.slots, segment.slot_frame[pending.slots], clock)
+        state.prefetch = None
+
+    def drop_prefetch(self, state: PlaneState) -> None:
+        """Wait for a prefetch's reads and forget what they brought."""
+        pending = state.prefetch
+        if pending is not None:
+            pending.fetch.close()
+            state.segment.abandon(pending.slots)
+            state.residency_changed()
+            state.prefetch = None
+
+
+def most_recent(last_use: np.ndarray, n: int) -> np.ndarray:
+    """Positions, ascending, of the `n` latest uses: which misses get the slots there are."""
+    if n >= len(last_use):
+        return np.arange(len(last_use))
+    return lowest(-last_use, n, np.zeros(len(last_use), dtype=bool))
+
+
+def _distinct(frames: np.ndarray) -> np.ndarray:
+    """The distinct values of an ascending int32 array."""
+    if len(frames) < 2:
+        return frames
+    keep = np.empty(len(frames), dtype=bool)
+    keep[0] = True
+    np.not_equal(frames[1:], frames[:-1], out=keep[1:])
+    return frames[keep]

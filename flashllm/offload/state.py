@@ -1,0 +1,138 @@
+"""One plane inside the store: its source, slots, policy, mode, and the sweep that its absence asks.
+
+A sparse plane is in one of two modes, changed only between steps: "sweep" (all that is absent
+streams by in file order) or "cached" (only what is asked for is read, and a policy decides what
+stays).  Which one never changes what is computed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..cache.policies import Policy
+from ..cache.segment import Segment
+from .fetch import Fetch, FrameSource
+from .planner import (
+    Curve,
+    SweepPlan,
+    cheaper_mode,
+    likely_misses,
+    pick_seconds,
+    plan_sweep,
+    sweep_seconds,
+)
+
+EVALUATE_EVERY = 8  # steps between two looks at a plane's costs
+HYSTERESIS = 0.8  # the other mode must cost less than this share of the current one
+# A picked read is waited for, a sweep is read ahead.  Without it a dense set would stay picked:
+# merged reads of nearly everything cost about as much as the sweep.
+PICK_PENALTY = 1.5
+SMOOTHING = 0.5  # weight of the newest estimate
+
+
+@dataclass(slots=True)
+class Prefetch:
+    """Advised frames on their way into these (pinned) slots."""
+
+    fetch: Fetch
+    slots: np.ndarray
+    lengths: np.ndarray
+
+
+class PlaneState:
+    """See the module's text.  `index` is the plane's number, used to spread evaluations."""
+
+    def __init__(
+        self, source: FrameSource, segment: Segment, *, index: int,
+        stage_areas: tuple[int, int], max_gap: int, sparse: bool, policy: Policy | None, mode: str,
+    ):  # fmt: skip
+        self.source, self.segment, self.policy = source, segment, policy
+        self.name, self.sparse, self.mode, self.max_gap = source.name, sparse, mode, max_gap
+        self._index, self._stage_areas = index, stage_areas
+        self._sweep: SweepPlan | None = None
+        self.pick_s: float | None = None  # recent costs of a step in either mode, when priced
+        self.sweep_s = 0.0
+        self.prefetch: Prefetch | None = None
+        if sparse:
+            self.last_use = np.full(source.n_frames, -1, dtype=np.int32)
+            self.prefetched = np.zeros(segment.n_slots, dtype=bool)
+
+    # ------------------------------------------------------------------------------------ sweep
+
+    def sweep(self) -> SweepPlan:
+        """The sweep over what is absent now; the same object until `residency_changed`."""
+        if self._sweep is None:
+            source = self.source
+            offsets, lengths = source.places(slice(None))
+            self._sweep = plan_sweep(
+                self.segment.frame_slot < 0, offsets, lengths,
+                stage_bytes=self._stage_areas[0],
+                decoded_bytes=source.slot_bytes if source.coded else 0,
+                decoded_stage_bytes=self._stage_areas[1], max_gap=self.max_gap, owner=source,
+            )  # fmt: skip
+        return self._sweep
+
+    def residency_changed(self) -> None:
+        self._sweep = None
+
+    # ------------------------------------------------------------------------------------- mode
+
+    def note_wanted(self, frames: np.ndarray, clock: int, curve: Curve, extents_of) -> None:
+        """Remember what a decode step wanted (int32 frames, ascending); now and then price it."""
+        if (clock + self._index) % EVALUATE_EVERY == 0 and len(frames):
+            self._price(frames, curve, extents_of)
+        self.last_use[frames] = clock
+
+    def _price(self, frames: np.ndarray, curve: Curve, extents_of) -> None:
+        """What this step's reads would take, picked (under LRU) and swept (prefix resident)."""
+        n_slots = self.segment.n_slots
+        missing = likely_misses(frames, self.last_use, n_slots=n_slots)
+        pick_s = pick_seconds(extents_of(self, missing), curve)
+        _, lengths = self.source.places(slice(n_slots, None))
+        self.sweep_s = sweep_seconds(int(lengths.sum()), curve)
+        before = pick_s if self.pick_s is None else self.pick_s
+        self.pick_s = before + SMOOTHING * (pick_s - before)
+
+    def better_mode(self) -> str:
+        """The mode for the next steps."""
+        if self.pick_s is None:
+            return self.mode
+        return cheaper_mode(
+            self.mode, pick_s=PICK_PENALTY * self.pick_s, sweep_s=self.sweep_s,
+            hysteresis=HYSTERESIS,
+        )  # fmt: skip
+
+    # ----------------------------------------------------------------------------------- upkeep
+
+    def make_room(self, n: int) -> int:
+        """Evict victims until `n` slots are free, or as many as can be; returns the bytes of
+        victims that were prefetched and never used."""
+        segment = self.segment
+        n_evict = n - segment.n_free
+        if n_evict <= 0:
+            return 0
+        barred = segment.barred()
+        n_evict = min(n_evict, segment.n_slots - int(np.count_nonzero(barred)))
+        return self.evict(self.policy.victims(n_evict, barred))
+
+    def evict(self, slots: np.ndarray) -> int:
+        """Empty these slots; returns the bytes of frames prefetched and never used."""
+        unused = slots[self.prefetched[slots]]
+        self.prefetched[slots] = False
+        _, lengths = self.source.places(self.segment.slot_frame[unused])
+        self.segment.evict(slots)
+        self.residency_changed()
+        return int(lengths.sum())
+
+    def recover(self) -> None:
+        """After an interruption: no lease is out, so nothing may stay pinned, lent or half read."""
+        segment = self.segment
+        segment.take_back()
+        if self.prefetch is None and segment.pins.any():
+            segment.pins[:] = 0
+            used = np.flatnonzero(segment.slot_frame >= 0)
+            loading = used[segment.addresses[segment.slot_frame[used]] == 0]
+            segment.evict(loading)
+            self.residency_changed()

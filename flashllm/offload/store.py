@@ -1,0 +1,399 @@
+"""WeightStore: what models see of weights.  The only room that knows cache and container.
+
+A model announces the order in which a step walks the planes and then asks: `scan` for a whole
+plane, `acquire` for chosen bundles, `gather` for single rows.  It gets leases: a table of addresses
+by frame number, and the items that may be touched through it until the iterator advances or is
+closed.  Leases come in ascending item order and together cover each item exactly once, whatever is
+resident, in whatever mode, after whatever happened before: exactness never depends on this room's
+decisions.
+
+Errors of reading and decoding name plane, frame and items; after one, and after an iterator was
+dropped half-way, the store is ready for the next step.  One thread uses a store.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..cache.arena import Arena
+from ..cache.policies import POLICIES
+from ..cache.segment import Segment
+from ..container.base import CODECS
+from ..errors import ClosedError, UnknownNameError, UsageError
+from .demand import Demand
+from .fetch import Fetcher, FrameSource, spaced
+from .pick import Picker
+from .planner import Curve, SweepPlan, worthwhile_gap
+from .sizing import (
+    DECODE_THREADS,
+    DEMAND_BYTES,
+    MAX_GAP,
+    RING_STAGES,
+    STAGE_BYTES,
+    demand_half_bytes,
+    regions,
+    sparse_planes,
+    stage_areas,
+)
+from .state import PlaneState
+from .stats import StepStats
+from .stream import Stage, Stream
+
+MODES = ("adaptive", "sweep", "cached")
+
+
+@dataclass(slots=True)
+class Lease:
+    """Items that may be read now: [start, stop) of the plane or, when `ids` is given, those items.
+
+    addresses  uint64[n_frames] by frame number; valid for the frames of this lease only
+    first      position of `ids` in the array that was asked for
+    """
+
+    start: int
+    stop: int
+    addresses: np.ndarray
+    ids: np.ndarray | None = None
+    first: int = 0
+
+
+class WeightStore:
+    """Planes of an open container, read through `storage`, kept in one arena.
+
+    resident        plane name -> frames kept: a fixed prefix of a dense plane; the slots of a
+                    sparse one.  Planes not named keep none.
+    curve           device curve (planner.Curve): prices reads
+    sparse          planes that `acquire` serves; None: every `….ffn` beside a `….deciding`
+    policy          eviction policy of sparse planes, with `policy_options`
+    ring_stages     read-ahead stages of `stage_bytes`; 0 when nothing that is scanned streams
+    demand_bytes    transient area for reads on demand
+    decode_threads  threads that decode, if any plane is coded
+    mode            "adaptive", or "sweep" or "cached" to hold all sparse planes in one mode
+    debug           check every invariant at the end of every step
+    """
+
+    def __init__(
+        self,
+        container,
+        storage,
+        *,
+        resident: Mapping[str, int],
+        curve: Curve,
+        sparse: Collection[str] | None = None,
+        policy: str = "lru",
+        policy_options: Mapping | None = None,
+        ring_stages: int = RING_STAGES,
+        stage_bytes: int = STAGE_BYTES,
+        demand_bytes: int = DEMAND_BYTES,
+        decode_threads: int = DECODE_THREADS,
+        mode: str = "adaptive",
+        huge_pages: bool = True,
+        debug: bool = False,
+    ):
+        if mode not in MODES:
+            raise UnknownNameError("store mode", mode, list(MODES))
+        make_policy = POLICIES[policy]
+        for name in resident:
+            if name not in container.planes:
+                raise UnknownNameError("plane", name, list(container.planes))
+        self._clock = 0  # decode steps so far
+        self._admit = True
+        self._adaptive, self._debug, self._curve = mode == "adaptive", debug, curve
+        self._closed = False
+        self._open: weakref.ref | None = None  # the iterator whose lease may be out
+        self._total = StepStats()
+        sizes = regions(
+            container, resident=resident, stage_bytes=stage_bytes, ring_stages=ring_stages,
+            demand_bytes=demand_bytes,
+        )  # fmt: skip
+        self._arena = Arena(sizes, huge_pages=huge_pages)
+        self._fetcher = Fetcher(
+            storage, self._arena, path=container.path, codecs=CODECS,
+            planes=list(container.planes.values()), n_threads=decode_threads,
+            alignment=container.alignment, trash=self._arena["trash"].address,
+        )  # fmt: skip
+        raw, decoded = stage_areas(container, stage_bytes)
+        raw_at = spaced(self._arena["stream ring"].address, raw, ring_stages).tolist()
+        at = self._arena["stream ring, decoded"].address
+        decoded_at = spaced(at, decoded, ring_stages).tolist()
+        self._stream = Stream(self._fetcher, list(map(Stage, raw_at, decoded_at)))
+        half = demand_half_bytes(container, demand_bytes)
+        self._demand = Demand(self._fetcher, self._arena["demand"].address, half)
+        self._picker = Picker(self._fetcher, self._demand, curve)
+        sparse = sparse_planes(container) if sparse is None else sparse
+        self._count_into(StepStats())
+        self._states: dict[str, PlaneState] = {}
+        for index, (name, plane) in enumerate(container.planes.items()):
+            source = FrameSource(plane, container.alignment)
+            n_slots = resident.get(name, 0)
+            segment = Segment(
+                name=name, n_frames=plane.n_frames, n_slots=n_slots,
+                slot_bytes=source.slot_bytes,
+                address=self._arena[f"slots of {name}"].address if n_slots else 0,
+            )  # fmt: skip
+            is_sparse = name in sparse
+            self._states[name] = PlaneState(
+                source, segment, index=index, stage_areas=(raw, decoded),
+                max_gap=worthwhile_gap(curve, bytes_each=source.slot_bytes, limit=MAX_GAP),
+                sparse=is_sparse,
+                policy=make_policy(n_slots, **(policy_options or {})) if is_sparse else None,
+                mode="cached" if is_sparse and mode == "cached" else "sweep",
+            )  # fmt: skip
+        self._sparse = [state for state in self._states.values() if state.sparse]
+        # Also at interpreter exit: memory must not go while native threads read into it.
+        self._shut_down = weakref.finalize(
+            self, _shut_down, self._sparse, self._picker, self._demand, self._stream,
+            self._fetcher, self._arena,
+        )  # fmt: skip
+
+    # --------------------------------------------------------------------------------- lifetime
+
+    def load(self, progress: Callable[[int, int, str], None] | None = None) -> None:
+        """Fill every resident prefix, verified, in large reads.
+
+        progress  called as progress(bytes done, bytes in all, "weights")
+        """
+        self._alive()
+        states = [s for s in self._states.values() if s.segment.n_slots]
+        total = sum(s.segment.n_slots * s.source.slot_bytes for s in states)
+        done = 0
+        for state in states:
+            for n_frames in self._picker.fill_prefix(state, self._clock):
+                done += n_frames * state.source.slot_bytes
+                if progress is not None:
+                    progress(done, total, "weights")
+        self._total.add(self._step)
+        self._count_into(StepStats())
+
+    def close(self) -> None:
+        """Wait for reads in flight, stop the threads, give the memory back; idempotent.
+
+        Address tables are zeroed: a kernel given one later reports an absent frame.
+        """
+        if self._closed:
+            return
+        self._recover()
+        self._closed = True
+        for state in self._states.values():
+            state.segment.addresses[:] = 0
+        self._shut_down()
+
+    def _alive(self) -> None:
+        if self._closed:
+            raise ClosedError("the weight store is closed")
+
+    # ------------------------------------------------------------------------------------ steps
+
+    def begin_step(
+        self, order: tuple[str, ...], *, admit: bool, next_order: tuple[str, ...] | None = None
+    ) -> None:
+        """Start a step that will scan or acquire these planes in this order.
+
+        admit       whether this step teaches the cache (decoding) or passes it by (prompts)
+        next_order  the order of the step after it, when it is known: read-ahead goes on into it
+        """
+        self._alive()
+        self._recover()
+        self._admit = admit
+        self._clock += admit
+        self._count_into(StepStats())
+        for state in self._sparse:
+            if state.prefetch is not None and not self._picked_now(state):
+                self._picker.settle(state, self._clock)
+            if self._adaptive and (better := state.better_mode()) != state.mode:
+                self._change_mode(state, better)
+        self._stream.follow(self._sweeps(order) + self._sweeps(next_order or ()))
+
+    def _sweeps(self, order: tuple[str, ...]) -> list[SweepPlan]:
+        states = [self._state(name) for name in order]
+        return [state.sweep() for state in states if not self._picked_now(state)]
+
+    def _picked_now(self, state: PlaneState) -> bool:
+        return state.mode == "cached" and self._admit
+
+    def _change_mode(self, state: PlaneState, mode: str) -> None:
+        """A sweep reads best around a resident prefix: scattered frames give way to it."""
+        if mode == "sweep":
+            for _ in self._picker.fill_prefix(state, self._clock):
+                pass
+        state.mode = mode
+
+    def end_step(self) -> StepStats:
+        """What the step did.  Safe after an error: open leases end here."""
+        self._recover()
+        self._step.steps = 1
+        done = self._step
+        self._total.add(done)
+        self._count_into(StepStats())
+        if self._debug and not self._closed:
+            self.check()
+        return done
+
+    def statistics(self) -> StepStats:
+        """Sums over everything since the store was made, loading included."""
+        sums = StepStats()
+        sums.add(self._total)
+        sums.add(self._step)
+        return sums
+
+    def _count_into(self, stats: StepStats) -> None:
+        self._step = self._stream.stats = self._demand.stats = self._picker.stats = stats
+
+    # ----------------------------------------------------------------------------------- leases
+
+    def scan(self, plane: str) -> Iterator[Lease]:
+        """Leases over all items of a plane, ascending: the resident ones while others arrive."""
+        return self._opened(self._scan(self._state(plane)))
+
+    def _scan(self, state: PlaneState) -> Iterator[Lease]:
+        source, addresses = state.source, state.segment.addresses
+        per_frame, n_items = source.per_frame, source.n_items
+        self._step.bytes_useful += state.sweep().absent_bytes
+        with closing(self._swept(state)) as swept:
+            for start, stop in swept:
+                yield Lease(start * per_frame, min(stop * per_frame, n_items), addresses)
+
+    def acquire(self, plane: str, ids: np.ndarray) -> Iterator[Lease]:
+        """Leases over the items `ids` (int32, ascending, distinct) of a sparse plane."""
+        state = self._state(plane)
+        if not state.sparse:
+            raise UsageError(f"plane {plane} is dense: scan it")
+        if self._debug:
+            self._check_ids(state, ids)
+        if self._picked_now(state):
+            return self._opened(self._picked(state, ids))
+        return self._opened(self._acquire_swept(state, ids))
+
+    def _picked(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
+        addresses, n_items = state.segment.addresses, state.source.n_items
+        at = 0
+        self._step.planes_picked += 1
+        with closing(self._picker.pick(state, ids, self._clock)) as picked:
+            for stop in picked:
+                if stop > at:
+                    yield Lease(0, n_items, addresses, ids[at:stop], at)
+                    at = stop
+
+    def _acquire_swept(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
+        addresses, n_items = state.segment.addresses, state.source.n_items
+        frames = ids if state.source.per_frame == 1 else ids // state.source.per_frame
+        self._picker.count_wanted(state, frames, state.segment.frame_slot[frames] < 0)
+        if self._admit:
+            self._picker.note_wanted(state, frames, self._clock)
+        self._step.planes_swept += len(state.sweep()) > 0
+        at = 0
+        with closing(self._swept(state)) as swept:
+            for _, frame_stop in swept:
+                stop = at + int(np.searchsorted(frames[at:], frame_stop))
+                if stop > at:
+                    yield Lease(0, n_items, addresses, ids[at:stop], at)
+                    at = stop
+
+    def _swept(self, state: PlaneState) -> Iterator[tuple[int, int]]:
+        """(start, stop): these frames are in the address table now, until the next step of the
+        iterator; ascending, covering the plane."""
+        sweep, segment, stream = state.sweep(), state.segment, self._stream
+        most = max(1, stream.n_stages // 2)  # the other half keeps the device busy
+        stream.enter(sweep)
+        try:
+            start = 0
+            if stop := int(sweep.cover[0]):
+                yield start, stop
+                start = stop
+            chunk = 0
+            while chunk < len(sweep):
+                stages = stream.take(most)
+                for stage in stages:
+                    fetch = stage.fetch
+                    frames, addresses = fetch.extents.frames, fetch.addresses
+                    if sweep.n_bytes > sweep.absent_bytes:  # gaps read through are resident
+                        absent = segment.addresses[frames] == 0
+                        frames, addresses = frames[absent], addresses[absent]
+                    segment.lend(frames, addresses)
+                chunk += len(stages)
+                stop = int(sweep.cover[chunk])
+                yield start, stop
+                start = stop
+                segment.take_back()
+                stream.release()
+        finally:
+            segment.take_back()
+            stream.leave(sweep)
+
+    def gather(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
+        """Copy the items `ids` (any order, repeats allowed) into uint8 `out` [n, stride]."""
+        self._alive()
+        self._end_iterator()
+        state = self._state(plane)
+        if len(ids) and not 0 <= int(np.min(ids)) <= int(np.max(ids)) < state.source.n_items:
+            raise UsageError(f"plane {plane} has items 0 to {state.source.n_items - 1}")
+        self._picker.gather(state, ids, out, self._arena)
+
+    def prefetch(self, plane: str, ids: np.ndarray) -> None:
+        """Advice that `acquire` may soon ask for these items (int32, ascending).
+
+        Never evicts what is pinned, never waits, may do nothing; see StepStats.prefetch_….
+        """
+        self._alive()
+        state = self._state(plane)
+        if self._picked_now(state):
+            self._picker.prefetch(state, ids, self._clock)
+
+    def _opened(self, leases: Iterator[Lease]) -> Iterator[Lease]:
+        self._alive()
+        self._end_iterator()
+        self._open = weakref.ref(leases)
+        return leases
+
+    def _end_iterator(self) -> None:
+        """A lease ends when the next one is asked for: no two iterators are alive."""
+        leases = self._open and self._open()
+        self._open = None
+        if leases is not None:
+            leases.close()
+
+    def _recover(self) -> None:
+        self._end_iterator()
+        for state in self._sparse:
+            state.recover()
+
+    def _state(self, plane: str) -> PlaneState:
+        try:
+            return self._states[plane]
+        except KeyError:
+            raise UnknownNameError("plane", plane, list(self._states)) from None
+
+    # ----------------------------------------------------------------------------------- checks
+
+    def check(self) -> None:
+        """Invariants of arena, ring and all segments; AssertionError with the numbers."""
+        self._alive()
+        self._arena.check()
+        self._stream.check()
+        idle = self._open is None or self._open() is None
+        for state in self._states.values():
+            state.segment.check(idle=idle and state.prefetch is None)
+
+    @staticmethod
+    def _check_ids(state: PlaneState, ids: np.ndarray) -> None:
+        if ids.dtype != np.int32 or ids.ndim != 1:
+            raise UsageError(f"ids are int32[n], not {ids.dtype}{list(ids.shape)}")
+        if len(ids) and (ids[0] < 0 or ids[-1] >= state.source.n_items or (np.diff(ids) < 1).any()):
+            raise UsageError(
+                f"ids of plane {state.name} ascend within 0 to {state.source.n_items - 1}"
+            )
+
+
+def _shut_down(sparse, picker, demand, stream, fetcher, arena) -> None:
+    """What close() ends, in order; knows the parts and not the store, so that it can outlive it."""
+    for state in sparse:
+        picker.drop_prefetch(state)
+    demand.reset()
+    stream.reset()
+    fetcher.close()
+    arena.close()
