@@ -34,7 +34,7 @@ static const char *why_not_avx512(void)
 {
     const char *why = why_not_avx2();
     if (why) return why;
-    unsigned a, b, c, d;
+    unsigned a, b = 0, c = 0, d;
     __get_cpuid_count(7, 0, &a, &b, &c, &d);
     unsigned need = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
     if ((b & need) != need || !(c & bit_AVX512VNNI))

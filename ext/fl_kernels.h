@@ -93,7 +93,7 @@ typedef struct {
 } fl_kernel_set;
 
 extern const fl_kernel_set fl_serial;
-#if 0
+#if defined(__x86_64__)
 #define FL_HAVE_X86 1
 extern const fl_kernel_set fl_avx2, fl_avx512;
 #endif
