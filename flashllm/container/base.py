@@ -168,7 +168,7 @@ class PlaneShape:
         end = 0
         for name, (start, stop) in self.parts.items():
             if not is_name(name, NAME, MAX_NAME):
-                return "parts", "names", repr(name)
+                return "parts", "names of a-z, 0-9, _ and dots", repr(name)[:200]
             if start != end or not is_count(stop, end + 1, self.n_items):
                 return f"parts[{name}]", f"a run of items that starts at {end}", (start, stop)
             end = stop

@@ -86,6 +86,12 @@ def canonical_json(value: object) -> bytes:
     return text.encode("ascii")
 
 
+def shown(value: object) -> str:
+    """`value` for a message, which must not grow with the file."""
+    text = repr(value)
+    return text if len(text) <= 200 else text[:200] + "…"
+
+
 def plane_to_json(shape: PlaneShape, offset: int) -> dict:
     return {
         "name": shape.name,
@@ -111,9 +117,9 @@ def parse_json(path: object, raw: bytes) -> object:
     def no_duplicates(pairs: list[tuple[str, object]]) -> dict:
         made = dict(pairs)
         if len(made) != len(pairs):
-            keys = [key for key, _ in pairs]
-            twice = next(key for key in keys if keys.count(key) > 1)
-            raise fail("each key once", f"{twice!r} twice")
+            seen: set[str] = set()
+            twice = next(key for key, _ in pairs if key in seen or seen.add(key))
+            raise fail("each key once", f"{shown(twice)} twice")
         return made
 
     def no_constant(name: str) -> None:
@@ -154,7 +160,9 @@ def _check_values(path: object, value: object) -> None:
         elif isinstance(value, float) and not math.isfinite(value):
             raise FormatError(path, "manifest", "finite numbers", value)
         elif isinstance(value, int) and not -(2**63) <= value < 2**64:
-            raise FormatError(path, "manifest", "integers of 64 bits", f"{value:.3e}")
+            raise FormatError(
+                path, "manifest", "integers of 64 bits", f"one of {value.bit_length()}"
+            )
 
 
 class _Fields:
@@ -167,7 +175,7 @@ class _Fields:
         expected = keys.split()
         for key in raw:
             if key not in expected:
-                self.fail("", f"no keys but {', '.join(expected)}", repr(key))
+                self.fail("", f"no keys but {', '.join(expected)}", shown(key))
         for key in expected:
             if key not in raw:
                 self.fail("", f"key {key!r}", "none")
@@ -180,14 +188,13 @@ class _Fields:
     def count(self, key: str, low: int, high: int) -> int:
         value = self._raw[key]
         if not is_count(value, low, high):
-            self.fail(key, f"an integer from {low} to {high}", repr(value))
+            self.fail(key, f"an integer from {low} to {high}", shown(value))
         return value
 
     def name(self, key: str, pattern: re.Pattern, longest: int) -> str:
         value = self._raw[key]
         if not is_name(value, pattern, longest):
-            shown = repr(value) if len(repr(value)) < 200 else repr(value)[:200] + "…"
-            self.fail(key, f"text like {pattern.pattern}, at most {longest} long", shown)
+            self.fail(key, f"text like {pattern.pattern}, at most {longest} long", shown(value))
         return value
 
     def text(self, key: str) -> str:
@@ -254,9 +261,9 @@ def _parse_parts(plane: _Fields) -> dict[str, tuple[int, int]]:
             and is_count(raw[2], 0, 2**63)
         )
         if not well_formed:
-            plane.fail("parts", "[name, start, stop]", repr(raw)[:200])
+            plane.fail("parts", "[name, start, stop]", shown(raw))
         if raw[0] in parts:
-            plane.fail("parts", "each name once", repr(raw[0]))
+            plane.fail("parts", "each name once", shown(raw[0]))
         parts[raw[0]] = (raw[1], raw[2])
     return parts
 
