@@ -123,12 +123,16 @@ class ContainerWriter:
         self._vectors: dict[str, np.ndarray] = {}
         self._blobs: dict[str, bytes] = {}
         self._planes: list[WrittenPlane] = []
+        self._resumed: list[WrittenPlane] = []  # of an earlier run, not yet asked for again
+        self._end = self._synced = SECTION_ALIGNMENT  # of what is in the file or in the batch
+        self._batch = bytearray()
         self._open: _OpenPlane | None = None
         self._fd: int | None = None
         self._journal = Journal(self.partial_path.with_name(self.partial_path.name + ".journal"))
         self._lock_partial()
         try:
-            self._resume()
+            with self._reported():
+                self._resume()
             self._check_space(estimate_bytes)
         except BaseException:
             self.close()
@@ -162,7 +166,6 @@ class ContainerWriter:
 
     def _resume(self) -> None:
         """Keep the planes of an earlier run that are intact, cut off the rest."""
-        self._resumed: list[WrittenPlane] = []
         end = SECTION_ALIGNMENT
         for plane in self._journal.load(self._identity):
             placed = plane.offset == align_up(end, SECTION_ALIGNMENT)
@@ -171,8 +174,7 @@ class ContainerWriter:
             self._resumed.append(plane)
             end = plane.end
         self._journal.start(self._identity, self._resumed)
-        self._end = self._synced = end  # of what is in the file or in the batch
-        self._batch = bytearray()
+        self._end = self._synced = end
         os.ftruncate(self._fd, end if self._resumed else 0)
         write_all(self._fd, 0, memoryview(bytes(HEADER_BYTES)))  # of a run killed in its commit
 

@@ -1,0 +1,339 @@
+"""The writer against kills, full disks and failing syncs: the final name is a whole file or none,
+and an interrupted conversion goes on where it stopped (R-57, R-59)."""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import tracemalloc
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flashllm.container import ContainerWriter, lay_out_pieces, open_container, verify
+from flashllm.container import writer as writer_module
+from flashllm.errors import BusyError, ConversionError, UsageError
+
+from .container_makers import PLANES, make_container, make_items, write_plane
+
+REPO = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def reference(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("reference") / "model.flash"
+    make_container(path)
+    return path.read_bytes()
+
+
+def interrupt(path, n_planes: int, *, n_items: int = 0, **more) -> None:
+    """Write `n_planes` whole planes and `n_items` of the next, then stop as a kill would."""
+    given = dict(family="llama", config={"tie": True}, alignment=512, source="s") | more
+    with ContainerWriter(path, **given) as writer:
+        for i, plane in enumerate(PLANES[: n_planes + 1]):
+            items = make_items(plane[2], plane[3], seed=i)
+            if i < n_planes:
+                write_plane(writer, plane, items)
+            elif n_items:
+                writer.begin_plane(plane[0], plane[1], lay_out_pieces(plane[2]), *plane[3:6])
+                writer.write_items(items[:n_items])
+
+
+def go_on(path, **more) -> list[str]:
+    """Run the conversion to its end; returns the planes that had to be written."""
+    given = dict(family="llama", config={"tie": True}, alignment=512, source="s") | more
+    written = []
+    with ContainerWriter(path, **given) as writer:
+        for i, plane in enumerate(PLANES):
+            if not writer.is_finished(plane[0]):
+                written.append(plane[0])
+            write_plane(writer, plane, make_items(plane[2], plane[3], seed=i))
+        writer.commit()
+    return written
+
+
+@pytest.fixture
+def uninterrupted(tmp_path_factory) -> bytes:
+    path = tmp_path_factory.mktemp("whole") / "x.flash"
+    go_on(path)
+    return path.read_bytes()
+
+
+NAMES = [plane[0] for plane in PLANES]
+
+
+@pytest.mark.parametrize("n_planes, n_items", [(0, 0), (0, 5), (1, 0), (1, 7), (3, 2), (4, 0)])
+def test_goes_on_after_the_last_whole_plane(tmp_path, uninterrupted, n_planes, n_items):
+    path = tmp_path / "x.flash"
+    interrupt(path, n_planes, n_items=n_items)
+    assert not path.exists()
+    assert go_on(path) == NAMES[n_planes:]
+    assert path.read_bytes() == uninterrupted
+    assert os.listdir(tmp_path) == ["x.flash"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(source="t"),
+        dict(options={"quant": "int8"}),
+        dict(alignment=4096),
+        dict(config={"tie": False}),
+        dict(family="opt"),
+    ],
+)
+def test_another_conversion_starts_anew(tmp_path, change):
+    path = tmp_path / "x.flash"
+    interrupt(path, 3)
+    assert go_on(path, **change) == NAMES
+    assert verify(path).ok
+
+
+def test_a_plane_of_another_shape_is_written_anew(tmp_path, uninterrupted):
+    path = tmp_path / "x.flash"
+    interrupt(path, 1)
+    with ContainerWriter(
+        path, family="llama", config={"tie": True}, alignment=512, source="s"
+    ) as writer:
+        row = lay_out_pieces([("row", "f32", 4)])
+        write_plane(writer, PLANES[0], make_items(PLANES[0][2], PLANES[0][3]))
+        assert writer.begin_plane("extra", "rows", row, n_items=1, per_frame=1)
+        writer.write_items(np.zeros((1, 16), np.uint8))
+        writer.end_plane()
+    assert go_on(path) == NAMES[1:]
+    assert path.read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("plane", [0, 1, 2])
+def test_planes_that_the_disk_lost_are_written_anew(tmp_path, uninterrupted, plane):
+    """After a power cut the journal may know more than the disk."""
+    path = tmp_path / "x.flash"
+    interrupt(path, 3)
+    partial = tmp_path / "x.flash.partial"
+    raw = bytearray(partial.read_bytes())
+    raw[16384 * (plane + 1)] ^= 1
+    partial.write_bytes(raw)
+    assert go_on(path) == NAMES[plane:]
+    assert path.read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 16384, 40000])
+def test_a_partial_file_that_was_cut(tmp_path, uninterrupted, n_bytes):
+    path = tmp_path / "x.flash"
+    interrupt(path, 3)
+    os.truncate(tmp_path / "x.flash.partial", n_bytes)
+    go_on(path)
+    assert path.read_bytes() == uninterrupted
+
+
+def test_any_damage_to_the_journal_costs_only_time(tmp_path, uninterrupted):
+    path = tmp_path / "x.flash"
+    interrupt(path, 3)
+    journal, partial = tmp_path / "x.flash.partial.journal", tmp_path / "x.flash.partial"
+    lines, raw = journal.read_bytes(), partial.read_bytes()
+    rng = random.Random(0)
+    for case in range(30):
+        damaged = bytearray(lines)
+        if case % 2:
+            damaged[rng.randrange(len(lines))] ^= 1 << rng.randrange(8)
+        else:
+            del damaged[rng.randrange(len(lines)) :]
+        journal.write_bytes(damaged)
+        partial.write_bytes(raw)
+        go_on(path)
+        assert path.read_bytes() == uninterrupted
+        path.unlink()
+
+
+def test_abort_leaves_nothing(tmp_path):
+    with ContainerWriter(tmp_path / "x.flash", family="opt", config={}) as writer:
+        write_plane(writer, PLANES[0], make_items(PLANES[0][2], PLANES[0][3]))
+        writer.abort()
+        writer.abort()
+    assert not os.listdir(tmp_path)
+
+
+def test_two_writers_of_one_file(tmp_path):
+    given = dict(family="opt", config={})
+    with (
+        ContainerWriter(tmp_path / "x.flash", **given),
+        pytest.raises(BusyError, match="another process"),
+    ):
+        ContainerWriter(tmp_path / "x.flash", **given)
+
+
+def test_a_link_in_place_of_the_partial_file_is_not_followed(tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / "x.flash.partial").symlink_to(victim)
+    with pytest.raises(ConversionError):
+        ContainerWriter(tmp_path / "x.flash", family="opt", config={})
+    assert victim.read_text() == "precious"
+
+
+def test_targets(tmp_path):
+    with pytest.raises(ConversionError, match="No such file"):
+        ContainerWriter(tmp_path / "nowhere" / "x.flash", family="opt", config={})
+    with pytest.raises(UsageError, match="directory"):
+        ContainerWriter(tmp_path, family="opt", config={})
+
+
+# ------------------------------------------------------------------------------------- failures
+
+
+def test_space_is_checked_first(tmp_path):
+    with pytest.raises(ConversionError, match="are needed on this disk"):
+        ContainerWriter(tmp_path / "x.flash", family="opt", config={}, estimate_bytes=2**60)
+    assert not (tmp_path / "x.flash").exists()
+
+
+@pytest.mark.parametrize("nth", range(12))
+def test_full_disk_at_every_write(tmp_path, monkeypatch, uninterrupted, nth):
+    """The n-th write fails; the next run goes on and its file is the same."""
+    path, count = tmp_path / "x.flash", iter(range(1000))
+    write = os.pwrite
+
+    def full(fd, data, offset):
+        if next(count) == nth:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[: max(1, len(data) // 2)], offset)  # and short ones otherwise
+
+    monkeypatch.setattr(os, "pwrite", full)
+    monkeypatch.setattr(writer_module, "BATCH_BYTES", 4096)
+    try:
+        go_on(path)
+    except ConversionError as error:
+        assert "disk is full" in str(error) and not path.exists()
+        monkeypatch.undo()
+        go_on(path)
+    assert path.read_bytes() == uninterrupted
+
+
+@pytest.mark.parametrize("call", ["fsync", "fdatasync"])
+def test_failed_sync_leaves_nothing(tmp_path, monkeypatch, call):
+    def failing(fd):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, call, failing)
+    monkeypatch.setattr(writer_module, "SYNC_BYTES", 1 if call == "fdatasync" else 2**40)
+    with pytest.raises(ConversionError, match="sync failed: Input/output error"):
+        go_on(tmp_path / "x.flash")
+    assert not os.listdir(tmp_path)
+
+
+def test_failed_sync_of_the_directory_leaves_nothing(tmp_path, monkeypatch):
+    def failing(path):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(writer_module, "sync_directory", failing)
+    with pytest.raises(ConversionError, match="directory"):
+        go_on(tmp_path / "x.flash")
+    assert not os.listdir(tmp_path)
+
+
+def test_the_order_of_durability(tmp_path, monkeypatch):
+    """fsync of the whole file, rename, fsync of the directory; nothing is written in between."""
+    calls = []
+    for name in ("pwrite", "fsync", "replace"):
+        true = getattr(os, name)
+
+        def noted(*args, name=name, true=true):
+            calls.append(name)
+            return true(*args)
+
+        monkeypatch.setattr(os, name, noted)
+    go_on(tmp_path / "x.flash")
+    assert calls[-4:] == ["pwrite", "fsync", "replace", "fsync"]
+
+
+# ------------------------------------------------------------------------------------------ kills
+
+CHILD = """
+import sys
+from tests.container_makers import make_container
+make_container(sys.argv[1])
+"""
+
+# Kills itself at the n-th call that touches the disk, before or half-way through it.
+CHILD_KILLED_AT = """
+import os, signal, sys
+from flashllm.container import writer as writer_module
+writer_module.BATCH_BYTES = 2048
+left = [int(sys.argv[2])]
+def guard(name):
+    true = getattr(os, name)
+    def call(*args, **more):
+        left[0] -= 1
+        if left[0] == 0:
+            if name in ("pwrite", "write"):
+                args = (args[0], args[1][: len(args[1]) // 2], *args[2:])
+                true(*args)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return true(*args, **more)
+    setattr(os, name, call)
+for name in ("pwrite", "write", "fsync", "replace", "ftruncate", "fchmod", "unlink"):
+    guard(name)
+from tests.container_makers import make_container
+make_container(sys.argv[1])
+"""
+
+
+def run(script: str, *args: str, wait: bool = True) -> subprocess.Popen:
+    child = subprocess.Popen([sys.executable, "-c", script, *args], cwd=REPO)
+    if wait:
+        child.wait()
+    return child
+
+
+def test_killed_at_every_call(tmp_path, reference):
+    """In one directory, so that each run meets what the one before left behind."""
+    path = tmp_path / "model.flash"
+    kills = 0
+    for nth in range(1, 400):
+        child = run(CHILD_KILLED_AT, str(path), str(nth))
+        if path.exists():
+            assert path.read_bytes() == reference
+            path.unlink()
+        if child.returncode == 0:
+            break
+        assert child.returncode == -signal.SIGKILL
+        kills += 1
+    assert kills >= 10
+    run(CHILD, str(path))
+    assert path.read_bytes() == reference
+    assert os.listdir(tmp_path) == ["model.flash"]
+
+
+# -------------------------------------------------------------------------------------- resources
+
+
+def test_memory_is_bounded(tmp_path):
+    """256 MiB of items in blocks of 1 MiB: a batch, a frame, a table, nothing that grows."""
+    pieces = lay_out_pieces([("row", "int8", 4096)])
+    block = np.zeros((256, 4352), np.uint8)
+    with ContainerWriter(tmp_path / "x.flash", family="opt", config={}) as writer:
+        writer.begin_plane("embed", "rows", pieces, n_items=256 * 60, per_frame=60)
+        tracemalloc.start()
+        for _ in range(60):
+            writer.write_items(block)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        writer.end_plane()
+        writer.abort()
+    assert peak < 4 * 2**20
+
+
+def test_descriptors_are_returned(tmp_path):
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else None
+    for case in range(5):
+        interrupt(tmp_path / "x.flash", 2, n_items=1)
+        go_on(tmp_path / f"{case}.flash")
+        open_container(tmp_path / f"{case}.flash").close()
+        verify(tmp_path / f"{case}.flash")
+    if before is not None:
+        assert len(os.listdir("/proc/self/fd")) == before
