@@ -1,0 +1,253 @@
+"""The only composer: storage -> container -> store -> model -> engine, closed in reverse.
+
+    from flashllm import LLM
+    with LLM("model.flash", ram_budget="512MiB") as llm:
+        print(llm.generate("Once upon a time").text)
+
+A handle serves one generation at a time; a second one raises BusyError.  Handles are independent.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+
+from . import assembly
+from .engine.engine import Engine, Totals
+from .engine.request import Request
+from .engine.results import Delta, Result
+from .engine.sampling import SamplingParams
+from .errors import BudgetError, BusyError, ClosedError, UsageError
+from .units import format_size
+
+Prompt = str | Sequence[int] | np.ndarray
+
+
+class LLM:
+    """An open model inside a RAM budget.
+
+    `path`: a .flash container.  `ram_budget`: bytes, text such as "512MiB", or "50%" of the
+    container file; it is the whole process as the kernel charges it (see docs/MEMORY.md); None
+    means FLASHLLM_RAM_BUDGET, else what this machine leaves us.  `storage`: auto, direct, pread or
+    mmap.  `n_context`: most tokens of one sequence.  `num_threads`: compute threads.  `kernels`:
+    a kernel set's name.  `pin=False` keeps no weight in memory: every token reads all of them (the
+    naive mode of benchmarks).  `progress(done, total, label)` is called while loading and in
+    prefill, `on_plan(plan)` before anything is loaded.
+
+    Raises BudgetError below the floor, FormatError for a bad file, UnsupportedError for a backend
+    or kernel set that this machine lacks.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        ram_budget: int | str | None = None,
+        storage: str | None = None,
+        n_context: int | None = None,
+        num_threads: int | None = None,
+        kernels: str | None = None,
+        kv_type: str | None = None,
+        prefill_chunk: int | None = None,
+        io_depth: int | None = None,
+        policy: str | None = None,
+        pin: bool = True,
+        debug: bool | None = None,
+        progress: Callable[[int, int, str], None] | None = None,
+        on_plan: Callable[[Any], None] | None = None,
+    ):
+        started = time.perf_counter()
+        self._lock = threading.Lock()
+        self._cancel = threading.Event()
+        self._progress = progress
+        self._stack: ExitStack | None = None
+        with ExitStack() as stack:
+            parts = assembly.open_parts(
+                path,
+                stack,
+                ram_budget=ram_budget,
+                storage=storage,
+                n_context=n_context,
+                num_threads=num_threads,
+                kernels=kernels,
+                kv_type=kv_type,
+                prefill_chunk=prefill_chunk,
+                io_depth=io_depth,
+                policy=policy,
+                pin=pin,
+                debug=debug,
+                on_plan=on_plan,
+            )
+            self.container, self.plan, self.tokenizer = parts.container, parts.plan, parts.tokenizer
+            self.config, self.store, self.kernels = parts.config, parts.store, parts.kernels
+            self.choice, self.model, self.memory = parts.choice, parts.model, parts.memory
+            self.store.load(progress)
+            self._engine = Engine(
+                parts.model, parts.store, parts.state, chunk=parts.plan.chunk, check=parts.check
+            )
+            self._stack = stack.pop_all()
+        self.load_ms = (time.perf_counter() - started) * 1e3
+
+    # -- lifetime
+
+    def close(self) -> None:
+        """Release memory, threads and descriptors; safe to call twice."""
+        stack, self._stack = self._stack, None
+        if stack is not None:
+            self._cancel.set()
+            with self._lock:
+                stack.close()
+
+    def __enter__(self) -> LLM:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def cancel(self) -> None:
+        """End the generation in flight after its current token (from another thread)."""
+        self._cancel.set()
+
+    # -- what it says about itself
+
+    @property
+    def vocab_size(self) -> int:
+        return self.config.vocab_size
+
+    @property
+    def n_context(self) -> int:
+        return self.plan.n_context
+
+    @property
+    def ram_budget(self) -> int:
+        return self.plan.ledger.budget_bytes
+
+    # -- generation
+
+    def generate(
+        self,
+        prompt: Prompt | Sequence[Prompt],
+        params: SamplingParams | None = None,
+        **sampling: Any,
+    ) -> Result | list[Result]:
+        """Complete one prompt (text or token ids) or a list of them, one after another.
+
+        Keyword arguments are SamplingParams' fields and win over `params`.
+        """
+        params = SamplingParams.from_kwargs(params, **sampling)
+        if _is_batch(prompt):
+            return [self._complete(one, params) for one in prompt]
+        return self._complete(prompt, params)
+
+    def stream(
+        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
+    ) -> Iterator[Delta]:
+        """Yield text as it becomes known; the concatenation is `generate`'s text byte for byte.
+
+        Each Delta is a str with `.tokens`; the last one carries `.finish_reason` and `.result`.
+        """
+        request = self._request(prompt, SamplingParams.from_kwargs(params, **sampling))
+        return self._deltas(request)
+
+    def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """float32 [n, vocab_size]: row i after ids[: i + 1].  Adds no BOS, needs no tokenizer.
+
+        Raises BudgetError when the result would break the budget.
+        """
+        with self._exclusive():
+            self._engine.reset()
+            ids = self._engine.check_ids(np.asarray(ids))
+            n_bytes = 4 * ids.size * self.vocab_size
+            assembly.admit_result(self.plan, self.memory, n_bytes)
+            out = np.empty((ids.size, self.vocab_size), np.float32)
+            self._engine.prefill(ids, Totals(), all_logits=out)
+            return out
+
+    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
+        """Token ids of `text`, with the model's BOS when it has one and `add_bos`."""
+        return self._tokenizer().encode(text, add_bos=add_bos)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids, special tokens left out."""
+        return self._tokenizer().decode(list(ids))
+
+    # -- inside
+
+    def _tokenizer(self):
+        if self.tokenizer is None:
+            raise UsageError(
+                f"{self.container.path} carries no tokenizer: give token ids instead of text"
+            )
+        return self.tokenizer
+
+    def _exclusive(self):
+        if self._stack is None:
+            raise ClosedError("this LLM was closed")
+        if not self._lock.acquire(blocking=False):
+            raise BusyError("another generation is in flight on this handle")
+        self._cancel.clear()
+        return _Release(self._lock)
+
+    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
+        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+        return Request(
+            engine=self._engine,
+            ids=ids,
+            params=params,
+            generation_config=assembly.generation_config(self.container),
+            eos_ids=self.config.eos_ids,
+            tokenizer=self.tokenizer,
+            memory=self.memory,
+            load_ms=self.load_ms,
+            facts=self._facts(),
+            cancelled=self._cancel.is_set,
+            progress=self._progress,
+        )
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "mode": "exact",
+            "ram_budget": self.ram_budget,
+            "storage": self.choice.name,
+            "kernels": self.kernels.name,
+        }
+
+    def _complete(self, prompt: Prompt, params: SamplingParams) -> Result:
+        request = self._request(prompt, params)
+        for _ in self._deltas(request):
+            pass
+        return request.result
+
+    def _deltas(self, request: Request) -> Iterator[Delta]:
+        with self._exclusive():
+            yield from request.run()
+
+
+class _Release:
+    """Releases a lock that is already held."""
+
+    def __init__(self, lock: threading.Lock):
+        self._lock = lock
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._lock.release()
+
+
+def _is_batch(prompt: Any) -> bool:
+    """A list of prompts, as against one prompt given as text or as token ids."""
+    if isinstance(prompt, str) or isinstance(prompt, np.ndarray):
+        return isinstance(prompt, np.ndarray) and prompt.ndim == 2
+    if not isinstance(prompt, Sequence):
+        raise UsageError(f"a prompt is text or token ids, not {type(prompt).__name__}")
+    return bool(prompt) and isinstance(prompt[0], str | Sequence | np.ndarray)
+
+
+__all__ = ["LLM", "SamplingParams", "Result", "Delta", "BudgetError", "format_size"]

@@ -1,0 +1,89 @@
+"""`flashllm generate MODEL --prompt TEXT`: text on stdout as it comes, or one JSON object."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from ..api import LLM
+from ..errors import UsageError
+from .options import add_engine_flags, engine_arguments, token_ids
+from .progress import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a .flash container")
+    prompt = parser.add_mutually_exclusive_group(required=True)
+    prompt.add_argument("--prompt", "-p", help="text; - reads stdin")
+    prompt.add_argument("--token-ids", help="ids such as 1,2,3 (no tokenizer needed)")
+    parser.add_argument("--max-tokens", "-n", type=int, default=256)
+    parser.add_argument("--temperature", type=float)
+    parser.add_argument("--top-p", type=float)
+    parser.add_argument("--top-k", type=int)
+    parser.add_argument("--min-p", type=float)
+    parser.add_argument("--repetition-penalty", type=float)
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--stop", action="append", default=[], help="may be given more than once")
+    parser.add_argument("--ignore-eos", action="store_true")
+    parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--verbose", "-v", action="store_true", help="effective settings and times")
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    sampling = {
+        name: getattr(args, name)
+        for name in ("max_tokens", "temperature", "top_p", "top_k", "min_p",
+                     "repetition_penalty", "seed", "stop", "ignore_eos")
+    }
+    progress = Progress()
+    with LLM(
+        args.model, progress=progress, on_plan=_print_plan, **engine_arguments(args)
+    ) as llm:
+        prompt = _prompt(args)
+        if args.json:
+            result = llm.generate(prompt, **sampling)
+            progress.close()
+            json.dump(result.to_dict(), sys.stdout, ensure_ascii=False)
+            print()
+            return 0
+        result = None
+        for delta in llm.stream(prompt, **sampling):
+            progress.close()
+            if llm.tokenizer is None:
+                print(*delta.tokens, end=" " if delta.tokens else "", flush=True)
+            else:
+                print(delta, end="", flush=True)
+            result = delta.result
+        print()
+        print(_summary(result), file=sys.stderr)
+        if args.verbose:
+            print(json.dumps({"params": result.params, "timings": result.timings,
+                              "flash": result.flash}, indent=2), file=sys.stderr)
+    return 0
+
+
+def _prompt(args: argparse.Namespace) -> str | list[int]:
+    if args.token_ids is not None:
+        return token_ids(args.token_ids)
+    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    if not text:
+        raise UsageError("the prompt is empty")
+    return text
+
+
+def _print_plan(plan) -> None:
+    print(plan.ledger.render(), file=sys.stderr, flush=True)
+
+
+def _summary(result) -> str:
+    flash, timings = result.flash, result.timings
+    speed = timings["predicted_per_second"]
+    parts = [f"{len(result.tokens)} tok"]
+    if speed:
+        parts.append(f"{speed:.2f} tok/s")
+    parts.append(f"read {flash['bytes_read'] / 2**20:.1f} MiB")
+    if flash["hit_rate"] is not None:
+        parts.append(f"hit {100 * flash['hit_rate']:.0f} %")
+    return " | ".join(parts)

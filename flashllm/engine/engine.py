@@ -1,0 +1,150 @@
+"""Prefill and decode over one model and one sequence state.
+
+The engine decides what a step is and tells the store the order of planes ahead; what those planes
+are, where they lie and how a sequence remembers is not its business.  Results do not depend on
+how a prompt is cut into chunks (docs/ARITHMETIC.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import ContextLengthError, UsageError
+
+
+@dataclass
+class Totals:
+    """Sums over the steps of one request."""
+
+    counters: dict[str, int] = field(default_factory=dict)
+    active_neurons: int = 0
+    neurons: int = 0
+
+    def add_step(self, step_stats: dict[str, int]) -> None:
+        for name, value in step_stats.items():
+            self.counters[name] = self.counters.get(name, 0) + value
+
+    def add_counts(self, counts) -> None:
+        self.active_neurons += counts.active_neurons
+        self.neurons += counts.n_neurons * counts.n_tokens
+
+
+class Engine:
+    """Runs a model token by token or chunk by chunk; one sequence at a time.
+
+    `chunk` is the most prompt tokens that share a pass over the weights.  `check` (debug) is
+    called after every step.
+    """
+
+    def __init__(self, model, store, state, *, chunk: int, check: Callable[[], None] | None = None):
+        self.model, self.store, self.state = model, store, state
+        self.chunk = max(1, min(chunk, model.max_tokens))
+        self.check = check
+        self._logits = np.zeros((1, model.config.vocab_size), np.float32)
+        self._with_head = model.order(with_head=True)
+        self._without_head = model.order(with_head=False)
+
+    def reset(self) -> None:
+        self.state.reset()
+
+    def check_ids(self, ids: np.ndarray, n_new: int = 0) -> np.ndarray:
+        """int32 ids that this model and context can take, or an error naming both numbers."""
+        ids = np.asarray(ids)
+        if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+            raise UsageError(f"token ids must be a flat list of integers, not {ids.dtype} "
+                             f"of shape {ids.shape}")
+        if ids.size == 0:
+            raise UsageError("the prompt has no tokens")
+        vocab = self.model.config.vocab_size
+        low, high = int(ids.min()), int(ids.max())
+        if low < 0 or high >= vocab:
+            raise UsageError(f"token id {low if low < 0 else high} is outside 0..{vocab - 1}")
+        room = self.state.capacity - self.state.length
+        if ids.size + n_new > room:
+            raise ContextLengthError(ids.size + n_new, room)
+        return np.ascontiguousarray(ids, dtype=np.int32)
+
+    def prefill(
+        self,
+        ids: np.ndarray,
+        totals: Totals,
+        *,
+        all_logits: np.ndarray | None = None,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> np.ndarray | None:
+        """Take int32 `ids` in; float32 logits [vocab_size] after the last, None if cancelled.
+
+        With `all_logits` float32 [n, vocab_size], row i receives the logits after ids[: i + 1].
+        The returned row is valid until the next step.
+        """
+        n = ids.size
+        for first in range(0, n, self.chunk):
+            if cancelled():
+                return None
+            part = ids[first : first + self.chunk]
+            stop = first + part.size
+            wants_head = stop == n or all_logits is not None
+            next_wants_head = stop == n or stop + self.chunk >= n or all_logits is not None
+            out = None
+            if all_logits is not None:
+                out = all_logits[first:stop]
+            elif wants_head:
+                out = self._logits
+            self._step(
+                part,
+                out,
+                totals,
+                admit=False,
+                order=self._with_head if wants_head else self._without_head,
+                next_order=self._with_head if next_wants_head else self._without_head,
+            )
+            if progress is not None:
+                progress(stop, n)
+        return self._logits[0] if all_logits is None else all_logits[n - 1]
+
+    def decode(self, token: int, totals: Totals) -> np.ndarray:
+        """One step; float32 logits [vocab_size], valid until the next step."""
+        ids = np.array([token], dtype=np.int32)
+        self._step(
+            ids,
+            self._logits,
+            totals,
+            admit=True,
+            order=self._with_head,
+            next_order=self._with_head,
+        )
+        return self._logits[0]
+
+    def _step(self, ids, out, totals: Totals, *, admit: bool, order, next_order) -> None:
+        self.store.begin_step(order, admit=admit, next_order=next_order)
+        try:
+            self.model.forward(ids, self.state, out)
+        finally:
+            totals.add_step(self.store.end_step().as_dict())
+        totals.add_counts(self.model.counts)
+        if self.check is not None:
+            self.check()
+
+    def tokens(
+        self,
+        ids: np.ndarray,
+        choose: Callable[[np.ndarray], int],
+        totals: Totals,
+        *,
+        max_tokens: int,
+        progress: Callable[[int, int], None] | None = None,
+        cancelled: Callable[[], bool] = lambda: False,
+    ) -> Iterator[int]:
+        """Yield up to `max_tokens` ids; the caller stops early by closing the iterator."""
+        logits = self.prefill(ids, totals, progress=progress, cancelled=cancelled)
+        for n_done in range(1, max_tokens + 1):
+            if logits is None or cancelled():
+                return
+            token = choose(logits)
+            yield token
+            if n_done < max_tokens and not cancelled():
+                logits = self.decode(token, totals)

@@ -1,0 +1,193 @@
+"""One request from prompt ids to a Result: draws tokens, cuts at stops, keeps the times."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from ..errors import ContextLengthError
+from .engine import Engine, Totals
+from .results import Delta, Result
+from .sampling import Sampler, SamplingParams, log_softmax
+from .stopping import StopStrings
+
+
+class Request:
+    """Runs once; `result` is there when `run` is exhausted or was closed early.
+
+    `tokenizer` may be None (ids only).  `memory` answers `.peaks()` -> dict of bytes.
+    """
+
+    def __init__(
+        self,
+        *,
+        engine: Engine,
+        ids: Sequence[int] | np.ndarray,
+        params: SamplingParams,
+        generation_config: dict[str, Any],
+        eos_ids: Sequence[int],
+        tokenizer: Any,
+        memory: Any,
+        load_ms: float,
+        facts: dict[str, Any],
+        cancelled: Callable[[], bool],
+        progress: Callable[[int, int, str], None] | None = None,
+    ):
+        self._engine, self._tokenizer, self._memory = engine, tokenizer, memory
+        self._facts, self._load_ms, self._cancelled = facts, load_ms, cancelled
+        self._progress = progress
+        self.params = params.resolved(generation_config)
+        self._raw_ids = ids
+        self._stop_ids = set(self.params.stop_token_ids)
+        if not self.params.ignore_eos:
+            self._stop_ids |= set(eos_ids)
+        self.totals = Totals()
+        self.tokens: list[int] = []
+        self.result: Result | None = None
+        self._pieces: list[str] = []
+        self._logprobs: list[dict[str, Any]] | None = (
+            None if self.params.logprobs is None else []
+        )
+
+    def run(self) -> Iterator[Delta]:
+        """Yield deltas; the last has a finish reason and the result."""
+        self._engine.reset()
+        ids = self._checked_ids()
+        sampler = Sampler(self.params, ids)
+        stops = StopStrings(self.params.stop, include_stop=self.params.include_stop)
+        decoder = self._tokenizer.stream_decoder() if self._tokenizer else None
+        started = time.perf_counter()
+        first_at = None
+        reason = "length"
+        steps = self._engine.tokens(
+            ids,
+            lambda logits: self._choose(sampler, logits),
+            self.totals,
+            max_tokens=min(self.params.max_tokens, self._room(ids)),
+            progress=self._prefill_progress,
+            cancelled=self._cancelled,
+        )
+        try:
+            for token in steps:
+                first_at = first_at or time.perf_counter()
+                if token in self._stop_ids:
+                    reason = "stop"
+                    self._record(token, kept=False)
+                    break
+                self._record(token, kept=True)
+                piece = stops.push(decoder.push(token)) if decoder else ""
+                self._pieces.append(piece)
+                if stops.stopped:
+                    reason = "stop"
+                    self._pieces.pop()
+                    tail = piece
+                    break
+                yield Delta(piece, [token])
+            else:
+                tail = ""
+                if self._cancelled():
+                    reason = "cancelled"
+            if not stops.stopped:
+                tail = stops.push(decoder.flush()) + stops.flush() if decoder else ""
+            self._pieces.append(tail)
+        finally:
+            steps.close()
+            ended = time.perf_counter()
+            self.result = self._finish(ids, reason, started, first_at or ended, ended)
+        yield Delta(tail, [], reason, self.result)
+
+    def _room(self, ids: np.ndarray) -> int:
+        return self._engine.state.capacity - ids.size
+
+    def _checked_ids(self) -> np.ndarray:
+        ids = self._engine.check_ids(np.asarray(self._raw_ids))
+        if self._room(ids) < 1:
+            raise ContextLengthError(ids.size + 1, self._engine.state.capacity)
+        return ids
+
+    def _choose(self, sampler: Sampler, logits: np.ndarray) -> int:
+        token = sampler.sample(logits)
+        if self._logprobs is not None:
+            logp = log_softmax(logits)
+            top = np.argsort(-logp, kind="stable")[: self.params.logprobs]
+            self._logprobs.append(
+                {
+                    "token": token,
+                    "logprob": float(logp[token]),
+                    "top_logprobs": {int(i): float(logp[i]) for i in top},
+                }
+            )
+        return token
+
+    def _record(self, token: int, *, kept: bool) -> None:
+        if kept:
+            self.tokens.append(token)
+        elif self._logprobs is not None:
+            self._logprobs.pop()
+        # /proc is read every 16 tokens: often enough to see a peak of our own making, and 16
+        # times cheaper than every token.
+        if len(self.tokens) % 16 == 0:
+            self._memory.sample()
+
+    def _prefill_progress(self, done: int, total: int) -> None:
+        if self._progress is not None:
+            self._progress(done, total, "prompt")
+
+    def _finish(self, ids, reason, started, first_at, ended) -> Result:
+        n_prompt, n_new = int(ids.size), len(self.tokens)
+        prompt_s, predicted_s = first_at - started, ended - first_at
+        # The first token's time belongs to the prompt; n - 1 steps made the rest.
+        steps = max(0, n_new - 1)
+        timings = {
+            "prompt_n": n_prompt,
+            "prompt_ms": prompt_s * 1e3,
+            "prompt_per_second": n_prompt / prompt_s if prompt_s else None,
+            "predicted_n": n_new,
+            "predicted_ms": predicted_s * 1e3,
+            "predicted_per_second": steps / predicted_s if steps and predicted_s else None,
+            "load_ms": self._load_ms,
+            "ttft_ms": prompt_s * 1e3,
+        }
+        usage = {
+            "prompt_tokens": n_prompt,
+            "completion_tokens": n_new,
+            "total_tokens": n_prompt + n_new,
+            "prompt_tokens_details": {"cached_tokens": 0},
+        }
+        self._memory.sample()
+        return Result(
+            text="".join(self._pieces) if self._tokenizer else None,
+            tokens=self.tokens,
+            finish_reason=reason,
+            seed=self.params.seed,
+            usage=usage,
+            timings=timings,
+            flash=self._flash(),
+            logprobs=self._logprobs,
+            params=asdict(self.params),
+        )
+
+    def _flash(self) -> dict[str, Any]:
+        counters = self.totals.counters
+        hits, misses = counters.get("hits", 0), counters.get("misses", 0)
+        neurons = self.totals.neurons
+        return {
+            **self._facts,
+            "bytes_read": counters.get("bytes_read", 0),
+            "reads": counters.get("reads", 0),
+            "bytes_useful": counters.get("bytes_useful", 0),
+            "hits": hits,
+            "misses": misses,
+            "hit_rate": hits / (hits + misses) if hits + misses else None,
+            "predicted_rows": 0,
+            "wasted_rows": 0,
+            "density": self.totals.active_neurons / neurons if neurons else None,
+            "stall_ms": counters.get("wait_ns", 0) / 1e6,
+            "decompress_ms": counters.get("decode_ns", 0) / 1e6,
+            **self._memory.peaks(),
+            "truncated_prompt_tokens": 0,
+        }

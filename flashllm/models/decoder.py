@@ -1,0 +1,245 @@
+"""What decoder-only transformers share: linear maps over planes, attention, and the FFNs.
+
+A family file says in which order these are called and with which norms.  Nothing here knows where
+a weight lies: planes come from the store as leases, in ascending order, and the kernels' canonical
+order does the rest, so that streamed equals resident bit for bit (docs/ARITHMETIC.md).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import FormatError
+from ..kernels.base import PieceView
+from .scratch import Scratch
+from .state import KVCache, SequenceState
+
+
+@dataclass
+class StepCounts:
+    """What one forward pass found out: per sparse layer, active neurons and how many there are.
+
+    `active_bundles` counts the union over the tokens of the chunk, `active_neurons` the sum over
+    tokens (so active_neurons / (n_tokens * n_neurons) is the share per token).
+    """
+
+    n_tokens: int = 0
+    active_neurons: int = 0
+    active_bundles: int = 0
+    n_neurons: int = 0
+    layers: dict[int, int] = field(default_factory=dict)
+
+
+class DecoderModel(ABC):
+    """A decoder-only language model whose weights come from a store.
+
+    `config` is the family's normalised configuration, `planes` the container's table of planes,
+    `vectors` its float32 1-D tensors, `store` a WeightStore, `kernels` a kernel set.  One model
+    object serves one sequence at a time; `forward` must not be called from two threads.
+    """
+
+    def __init__(self, config, planes, vectors, store, kernels, *, max_tokens: int):
+        self.config, self.planes, self.vectors = config, planes, vectors
+        self.store, self.kernels, self.max_tokens = store, kernels, max_tokens
+        self.scratch = Scratch(self.scratch_widths(config), max_tokens)
+        self.activations = kernels.activations(max_tokens, self.widest_input(config))
+        self.views = {
+            name: {piece.name: _piece_view(plane, piece) for piece in plane.pieces}
+            for name, plane in planes.items()
+        }
+        self._ids = np.zeros(config.intermediate_size, np.int32)
+        self.counts = StepCounts()
+
+    # -- what a family says about itself
+
+    @classmethod
+    @abstractmethod
+    def scratch_widths(cls, config) -> dict[str, int]:
+        """Name -> width of every buffer that `forward` uses, in float32 per token."""
+
+    @classmethod
+    @abstractmethod
+    def widest_input(cls, config) -> int:
+        """Columns of the widest matrix, which the prepared activations must hold."""
+
+    @abstractmethod
+    def layer_planes(self, layer: int) -> tuple[str, ...]:
+        """Planes of one layer in the order in which `forward` walks them."""
+
+    @abstractmethod
+    def _hidden(self, ids: np.ndarray, state: SequenceState) -> np.ndarray:
+        """Hidden states [T, hidden_size] after the last layer, before the final norm."""
+
+    @abstractmethod
+    def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
+        """Final norm and head: float32 logits [T, vocab_size] of `hidden` into `out`."""
+
+    # -- the pass
+
+    @property
+    def head_plane(self) -> str:
+        return "head" if "head" in self.planes else "embed"
+
+    def order(self, *, with_head: bool = True) -> tuple[str, ...]:
+        """Planes in the order one step walks them; the store reads ahead along it."""
+        names = [name for i in range(self.config.n_layers) for name in self.layer_planes(i)]
+        return tuple(names + self.head_planes()) if with_head else tuple(names)
+
+    def head_planes(self) -> list[str]:
+        return [self.head_plane]
+
+    def new_state(self, n_context: int, dtype: np.dtype) -> SequenceState:
+        c = self.config
+        return KVCache(
+            n_layers=c.n_layers,
+            n_kv_heads=c.n_kv_heads,
+            head_dim=c.head_dim,
+            n_context=n_context,
+            dtype=dtype,
+        )
+
+    def forward(
+        self, ids: np.ndarray, state: SequenceState, logits: np.ndarray | None = None
+    ) -> None:
+        """Take int32 `ids` [T] into `state`; write the logits of the last rows into `logits`.
+
+        `logits` is float32 [n, vocab_size] for the last n of the T tokens, or None when nobody
+        asks.  The caller has begun the store's step with the matching order.
+        """
+        n_tokens = ids.size
+        self.counts = StepCounts(n_tokens=n_tokens)
+        hidden = self._hidden(ids, state)
+        state.length += n_tokens
+        if logits is not None:
+            self._logits(np.ascontiguousarray(hidden[n_tokens - logits.shape[0] :]), logits)
+
+    # -- pieces
+
+    def embed(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
+        """Rows `ids` of an embedding plane, decoded into float32 `out` [T, n]."""
+        stride = self.planes[plane].stride
+        raw = np.empty((ids.size, stride), np.uint8)
+        self.store.gather(plane, ids, raw)
+        view = self.views[plane]["row"]
+        lone = PieceView(view.weight_type, 1, stride, view.offset, view.n_cols)
+        addresses = raw.ctypes.data + stride * np.arange(ids.size, dtype=np.uint64)
+        self.kernels.decode_rows(addresses, lone, np.arange(ids.size, dtype=np.int32), out)
+
+    def linear(self, plane: str, x: np.ndarray, out: np.ndarray, bias: str | None = None) -> None:
+        """out[T, n_rows] = x [T, n_cols] times the plane's matrix, transposed, plus its bias."""
+        view = self.views[plane]["row"]
+        self.kernels.prepare(self.activations, x, view)
+        for lease in self.store.scan(plane):
+            self.kernels.dot_range(
+                self.activations, lease.addresses, view, lease.start, lease.stop, out
+            )
+        if bias is not None and bias in self.vectors:
+            out += self.vectors[bias]
+
+    def attend(
+        self,
+        layer: int,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        state: KVCache,
+        out: np.ndarray,
+        *,
+        scale: float,
+        window: int = 0,
+    ) -> None:
+        """Causal attention of q [T, n_heads, head_dim] over the cache, k and v written first."""
+        first = state.length
+        state.write(layer, first, k, v)
+        self.kernels.attention(
+            q, state.keys[layer], state.values[layer], first, window, scale, out
+        )
+
+    def sparse_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """FFN of a naturally sparse family: only neurons whose activation is not zero are read.
+
+        The deciding matrix is gate (gated) or up (ungated).  Every neuron left out would add an
+        exact zero, so the result has the bits of the dense computation.
+        """
+        c, kernels = self.config, self.kernels
+        prefix = f"layers.{layer}."
+        n_tokens = x.shape[0]
+        decided = self.scratch.view("decided", n_tokens)
+        self.linear(prefix + "deciding", x, decided, bias=prefix + "deciding.bias")
+        n_active = kernels.active_ids(decided, self._ids)
+        ids = self._ids[:n_active]
+        self._count(layer, decided, n_active)
+        views = self.views[prefix + "ffn"]
+        out.fill(0.0)
+        for lease in self.store.acquire(prefix + "ffn", ids):
+            n = lease.ids.size
+            pre = self.scratch.view("gathered", n_tokens, n)
+            np.take(decided, lease.ids, axis=1, out=pre)
+            up = None
+            if "up" in views:
+                up = self.scratch.view("up", n_tokens, n)
+                kernels.dot_ids(self.activations, lease.addresses, views["up"], lease.ids, up)
+                if prefix + "up.bias" in self.vectors:
+                    up += self.vectors[prefix + "up.bias"][lease.ids]
+            kernels.activate(c.activation, pre, up, pre)
+            kernels.accumulate_ids(pre, lease.addresses, views["down"], lease.ids, out)
+        self._add_bias(prefix + "ffn.bias", out)
+
+    def dense_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """FFN without natural sparsity: every bundle (gate | up | down, or up | down) is walked."""
+        kernels, prefix, n_tokens = self.kernels, f"layers.{layer}.", x.shape[0]
+        views = self.views[prefix + "ffn"]
+        first = "gate" if "gate" in views else "up"
+        kernels.prepare(self.activations, x, views[first])
+        out.fill(0.0)
+        for lease in self.store.scan(prefix + "ffn"):
+            ids = np.arange(lease.start, lease.stop, dtype=np.int32)
+            pre = self._bundle_dots(prefix, first, lease, ids, "decided", n_tokens)
+            up = None
+            if first == "gate":
+                up = self._bundle_dots(prefix, "up", lease, ids, "up", n_tokens)
+            kernels.activate(self.config.activation, pre, up, pre)
+            kernels.accumulate_range(
+                pre, lease.addresses, views["down"], lease.start, lease.stop, out
+            )
+        self._add_bias(prefix + "ffn.bias", out)
+
+    def _bundle_dots(self, prefix, piece, lease, ids, buffer, n_tokens) -> np.ndarray:
+        pre = self.scratch.view(buffer, n_tokens, ids.size)
+        view = self.views[prefix + "ffn"][piece]
+        self.kernels.dot_ids(self.activations, lease.addresses, view, ids, pre)
+        bias = self.vectors.get(f"{prefix}{piece}.bias")
+        if bias is not None:
+            pre += bias[lease.start : lease.stop]
+        return pre
+
+    def _add_bias(self, name: str, out: np.ndarray) -> None:
+        bias = self.vectors.get(name)
+        if bias is not None:
+            out += bias
+
+    def _count(self, layer: int, decided: np.ndarray, n_active: int) -> None:
+        per_token = n_active if decided.shape[0] == 1 else int(np.count_nonzero(decided > 0))
+        self.counts.active_bundles += n_active
+        self.counts.active_neurons += per_token
+        self.counts.n_neurons += decided.shape[1]
+        self.counts.layers[layer] = per_token
+
+
+def _piece_view(plane, piece) -> PieceView:
+    from ..quant import WEIGHT_TYPES
+
+    code = WEIGHT_TYPES[piece.weight_type].code
+    return PieceView(code, plane.per_frame, plane.stride, piece.offset, piece.n_cols)
+
+
+def require_vector(path: object, vectors: dict[str, np.ndarray], name: str, n: int) -> np.ndarray:
+    """The vector `name` of exactly `n` values, or a FormatError that says what is there."""
+    if name not in vectors:
+        raise FormatError(path, f"vector {name}", f"{n} values", "nothing")
+    if vectors[name].shape != (n,):
+        raise FormatError(path, f"vector {name}", f"shape ({n},)", vectors[name].shape)
+    return vectors[name]

@@ -1,0 +1,98 @@
+"""The Llama family: pre-norm RMSNorm, rotary attention with grouped queries, gated or plain FFN.
+
+Covers Llama 2/3, Mistral (sliding window), Qwen2 (attention bias) and Qwen3 (norms on q and k),
+with SiLU, ReLU or squared ReLU.  "Llama 2", arXiv 2307.09288; grouped queries, arXiv 2305.13245.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .decoder import DecoderModel, require_vector
+from .rope_table import RopeTable
+
+
+class LlamaModel(DecoderModel):
+    def __init__(self, config, planes, vectors, store, kernels, *, max_tokens, n_context, path=""):
+        super().__init__(config, planes, vectors, store, kernels, max_tokens=max_tokens)
+        self.rope = RopeTable(config.rope.inverse_frequencies(), n_context)
+        for layer in range(config.n_layers):
+            for norm in ("attn_norm", "ffn_norm"):
+                name = f"layers.{layer}.{norm}.weight"
+                require_vector(path, vectors, name, config.hidden_size)
+        require_vector(path, vectors, "final_norm.weight", config.hidden_size)
+
+    @classmethod
+    def scratch_widths(cls, config) -> dict[str, int]:
+        q, kv = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+        ffn = config.intermediate_size
+        return {
+            "x": config.hidden_size,
+            "normed": config.hidden_size,
+            "residual": config.hidden_size,
+            "qkv": q + 2 * kv,
+            "heads": q,
+            "queries": q,
+            "keys": kv,
+            "decided": ffn,
+            "gathered": ffn,
+            "up": ffn,
+        }
+
+    @classmethod
+    def widest_input(cls, config) -> int:
+        return max(config.hidden_size, config.n_heads * config.head_dim)
+
+    def layer_planes(self, layer: int) -> tuple[str, ...]:
+        prefix = f"layers.{layer}."
+        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
+        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
+
+    def _hidden(self, ids: np.ndarray, state) -> np.ndarray:
+        c, n_tokens, view = self.config, ids.size, self.scratch.view
+        x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))
+        self.embed("embed", ids, x)
+        for layer in range(c.n_layers):
+            prefix = f"layers.{layer}."
+            self._norm(x, prefix + "attn_norm", normed)
+            self._attention(layer, normed, state, residual)
+            x += residual
+            self._norm(x, prefix + "ffn_norm", normed)
+            if prefix + "deciding" in self.planes:
+                self.sparse_ffn(layer, normed, residual)
+            else:
+                self.dense_ffn(layer, normed, residual)
+            x += residual
+        return x
+
+    def _attention(self, layer: int, x: np.ndarray, state, out: np.ndarray) -> None:
+        c, n_tokens, prefix = self.config, x.shape[0], f"layers.{layer}."
+        n_q, n_kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
+        qkv = self.scratch.view("qkv", n_tokens)
+        self.linear(prefix + "qkv", x, qkv, bias=prefix + "qkv.bias")
+        q = self.scratch.view("queries", n_tokens)
+        k = self.scratch.view("keys", n_tokens)
+        np.copyto(q, qkv[:, :n_q])
+        np.copyto(k, qkv[:, n_q : n_q + n_kv])
+        if prefix + "q_norm.weight" in self.vectors:
+            self._norm(q.reshape(-1, c.head_dim), prefix + "q_norm", q.reshape(-1, c.head_dim))
+            self._norm(k.reshape(-1, c.head_dim), prefix + "k_norm", k.reshape(-1, c.head_dim))
+        q = q.reshape(n_tokens, c.n_heads, c.head_dim)
+        k = k.reshape(n_tokens, c.n_kv_heads, c.head_dim)
+        v = qkv[:, n_q + n_kv :].reshape(n_tokens, c.n_kv_heads, c.head_dim)
+        cos, sin = self.rope.rows(state.length, n_tokens)
+        self.kernels.rope(q, cos, sin)
+        self.kernels.rope(k, cos, sin)
+        heads = self.scratch.view("heads", n_tokens)
+        self.attend(
+            layer, q, k, v, state, heads, scale=c.head_dim**-0.5, window=c.window(layer)
+        )
+        self.linear(prefix + "o", heads, out, bias=prefix + "o.bias")
+
+    def _norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
+        self.kernels.rms_norm(x, self.vectors[name + ".weight"], self.config.norm_eps, out)
+
+    def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
+        normed = self.scratch.view("normed", hidden.shape[0])
+        self._norm(hidden, "final_norm", normed)
+        self.linear(self.head_plane, normed, out)

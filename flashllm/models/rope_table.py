@@ -1,0 +1,30 @@
+"""cos and sin of every position of a context, computed once.
+
+Filled row by row: NumPy's vector code may round a transcendental differently by its place in an
+array, and a row of fixed length is the same array whatever the context's size.  Angles are float32
+products of position and frequency, as the published models were trained.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class RopeTable:
+    """float32 `cos` and `sin`, [n_context, n_rotated / 2] each."""
+
+    def __init__(self, inverse_frequencies: np.ndarray, n_context: int):
+        self.cos = np.empty((n_context, inverse_frequencies.size), np.float32)
+        self.sin = np.empty_like(self.cos)
+        for position in range(n_context):
+            angles = inverse_frequencies * np.float32(position)
+            np.cos(angles, out=self.cos[position])
+            np.sin(angles, out=self.sin[position])
+
+    @staticmethod
+    def bytes_needed(n_rotated: int, n_context: int) -> int:
+        return 4 * n_rotated * n_context
+
+    def rows(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
+        """cos, sin of positions first .. first+n-1, float32 [n, n_rotated / 2]."""
+        return self.cos[first : first + n], self.sin[first : first + n]

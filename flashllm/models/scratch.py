@@ -1,0 +1,33 @@
+"""Working memory of a forward pass, allocated once and counted in the ledger.
+
+Every buffer is flat and handed out as a contiguous [n_tokens, n] view, because the kernels want
+contiguous rows whatever the number of tokens in this chunk.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Scratch:
+    """Named float32 buffers of `max_tokens` rows each."""
+
+    def __init__(self, widths: dict[str, int], max_tokens: int):
+        self.max_tokens = max_tokens
+        self._widths = dict(widths)
+        self._flat = {name: np.zeros(n * max_tokens, np.float32) for name, n in widths.items()}
+        for buffer in self._flat.values():
+            buffer.fill(0)  # touch: what the ledger counts is charged now, not in mid-sentence
+
+    @staticmethod
+    def bytes_needed(widths: dict[str, int], max_tokens: int) -> int:
+        return 4 * max_tokens * sum(widths.values())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(buffer.nbytes for buffer in self._flat.values())
+
+    def view(self, name: str, n_tokens: int, width: int | None = None) -> np.ndarray:
+        """float32 [n_tokens, width]; `width` may be anything up to the declared one."""
+        width = self._widths[name] if width is None else width
+        return self._flat[name][: n_tokens * width].reshape(n_tokens, width)

@@ -1,0 +1,64 @@
+"""What a sequence carries from token to token.
+
+The engine asks a state only for `length`, `n_bytes`, `reset` and `truncate`; whether it is a KV
+cache, a recurrent state or both is between the state and its family.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import numpy as np
+
+
+class SequenceState(ABC):
+    """Memory of one sequence, allocated once for its whole context."""
+
+    length: int  # tokens taken in so far
+    capacity: int  # tokens it can hold
+
+    @property
+    @abstractmethod
+    def n_bytes(self) -> int:
+        """Bytes allocated."""
+
+    @abstractmethod
+    def reset(self) -> None:
+        """Forget everything; memory stays."""
+
+
+class KVCache(SequenceState):
+    """Keys and values of every layer, [n_layers, n_kv_heads, n_context, head_dim].
+
+    A layer's heads are contiguous over positions, so that attention walks keys in order.
+    """
+
+    def __init__(
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, n_context: int, dtype: np.dtype
+    ):
+        shape = (n_layers, n_kv_heads, n_context, head_dim)
+        self.keys = np.zeros(shape, dtype=dtype)
+        self.values = np.zeros(shape, dtype=dtype)
+        self.keys.fill(0)  # calloc's pages are not charged until written: pay for them now
+        self.values.fill(0)
+        self.capacity = n_context
+        self.length = 0
+
+    @staticmethod
+    def bytes_per_token(
+        *, n_layers: int, n_kv_heads: int, head_dim: int, dtype: np.dtype
+    ) -> int:
+        return 2 * n_layers * n_kv_heads * head_dim * np.dtype(dtype).itemsize
+
+    @property
+    def n_bytes(self) -> int:
+        return self.keys.nbytes + self.values.nbytes
+
+    def write(self, layer: int, position: int, keys: np.ndarray, values: np.ndarray) -> None:
+        """Store keys and values [T, n_kv_heads, head_dim] of positions position .. position+T-1."""
+        stop = position + keys.shape[0]
+        self.keys[layer, :, position:stop] = keys.transpose(1, 0, 2)
+        self.values[layer, :, position:stop] = values.transpose(1, 0, 2)
+
+    def reset(self) -> None:
+        self.length = 0
