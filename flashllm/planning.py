@@ -1,13 +1,17 @@
 """The byte plan: what the budget is spent on, decided before anything is loaded.
 
-A pure function from sizes to a Ledger.  Order of claims: what cannot be missed (process, vectors,
-state, scratch, read-ahead ring), then planes that every token needs whole (attention, head), then
-deciding planes, then the bulk.  A class that does not fit whole is kept in equal shares by all of
-its planes, so that the missing part is spread over the token and reading overlaps with computing.
+A pure function from sizes to a Ledger.  First what cannot be missed (process, vectors, the least
+context, scratch for one token, the smallest read-ahead ring): that sum is the floor, and it does
+not depend on the budget, so that a budget of exactly the floor is accepted.  Then, out of what is
+left: a longer context, prompts in larger chunks, a deeper ring; then planes that every token needs
+whole (attention, head), deciding planes, and the bulk.  A class that does not fit whole is kept in
+equal shares by all of its planes: the missing part is then spread over the token, and reading
+overlaps with computing.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .cache.ledger import Ledger
@@ -17,12 +21,20 @@ from .units import KIB, MIB, align_up
 STAGE_BYTES = MIB  # one read of the ring: sequential speed is reached from 1 MiB on
 RING_STAGES = 16  # as many in flight as the device wants (measured: 16 to 64)
 MIN_RING_STAGES = 4
-# What Python, NumPy temporaries and malloc may still grow by after the plan: measured 2.5 to 4 MiB
-# over 1,000 tokens on the bundled model.
+LEAST_CONTEXT = 256
+LEAST_CHUNK = 1
+# What Python, NumPy temporaries and malloc may still grow by after the plan.
 GROWTH_BYTES = 6 * MIB
-# Logits that a caller asked for, results and small strings.
+# Logits that a caller asked for, results, small strings.
 RESULT_BYTES = 2 * MIB
 THREAD_BYTES = 144 * KIB  # a reader thread's touched stack and its kernel stack
+
+# Classes of planes in the order in which they are kept; the number is PlaneNeed.rank.
+LABELS = {
+    0: "kept: attention and head",
+    1: "kept: deciding planes",
+    2: "kept: FFN bundles",
+}
 
 
 @dataclass(frozen=True)
@@ -36,6 +48,21 @@ class PlaneNeed:
 
 
 @dataclass(frozen=True)
+class Costs:
+    """Bytes as functions of what the plan decides.
+
+    `fixed`: ledger lines that depend on nothing; `context(n)`: state, rotary tables and attention
+    scratch for n tokens; `chunk(n)`: buffers of a forward pass over n tokens; `stage`: one stage
+    of the read-ahead ring with its decode buffer.
+    """
+
+    fixed: dict[str, int]
+    context: Callable[[int], int]
+    chunk: Callable[[int], int]
+    stage: int
+
+
+@dataclass(frozen=True)
 class Plan:
     """The decided numbers: frames kept per plane, ring stages, context, chunk, and the ledger."""
 
@@ -45,7 +72,7 @@ class Plan:
     stage_bytes: int
     n_context: int
     chunk: int
-    streamed_bytes: int  # bytes of frames a dense pass must still bring in
+    streamed_bytes: int  # bytes of frames that a dense pass must still bring in
     file_bytes: int
 
 
@@ -53,52 +80,51 @@ def plan_budget(
     *,
     budget_bytes: int,
     needs: list[PlaneNeed],
-    fixed: dict[str, int],
-    state_bytes: int,
-    rope_bytes: int,
-    scratch_bytes: int,
-    stage_cost: int,
+    costs: Costs,
     n_context: int,
+    context_is_wish: bool,
     chunk: int,
     file_bytes: int,
     keep: bool = True,
 ) -> Plan:
     """Spend `budget_bytes`.
 
-    `fixed` are the lines that do not depend on the plan; `stage_cost` is what one ring stage
-    costs, decode buffers included; `keep=False` keeps nothing (the naive mode of benchmarks).
-    Raises BudgetError with the floor when even `MIN_RING_STAGES` do not fit.
+    `n_context` is taken as it is, or, where it `is_wish`, as the most that would be of use.
+    `keep=False` keeps no weight (the naive mode of benchmarks).  Raises BudgetError with the floor.
     """
-    lines = dict(fixed)
-    lines["state (KV cache)"] = state_bytes
-    lines["rotary tables"] = rope_bytes
-    lines["scratch"] = scratch_bytes
-    base = sum(lines.values())
     wanted = [need for need in needs if need.rank is not None]
-    all_bytes = sum(need.n_frames * need.slot_bytes for need in wanted)
-    overhead = page_table_bytes(budget_bytes)
-    lines["kernel's page tables"] = overhead
-    left = budget_bytes - base - overhead
+    whole = _with_page_tables(sum(need.n_frames * need.slot_bytes for need in wanted))
+    least_context = min(n_context, LEAST_CONTEXT) if context_is_wish else n_context
+    least_ring = MIN_RING_STAGES * costs.stage
+    base = sum(costs.fixed.values()) + costs.context(least_context) + costs.chunk(LEAST_CHUNK)
+    base += page_table_bytes(base + least_ring)
+    # A model smaller than the ring is kept instead: no budget can be too small to stream it.
+    floor = base + (min(least_ring, whole) if keep else least_ring)
+    if budget_bytes < floor:
+        raise BudgetError(budget_bytes, floor)
+
+    spare = budget_bytes - floor
+    if context_is_wish:
+        n_context = _most(costs.context, least_context, n_context, spare // 4)
+    chunk = _most(costs.chunk, LEAST_CHUNK, chunk, spare // 8)
+    longer = costs.context(n_context) - costs.context(least_context)
+    larger = costs.chunk(chunk) - costs.chunk(LEAST_CHUNK)
     stages = 0
-    if all_bytes > left or not keep:
-        stages = min(RING_STAGES, max(MIN_RING_STAGES, left // (8 * stage_cost)))
-        # At the floor a ring of the minimum must fit; with more room it may take an eighth.
-        left -= stages * stage_cost
-        if left < 0:
-            floor = base + MIN_RING_STAGES * stage_cost
-            raise BudgetError(budget_bytes, floor + page_table_bytes(floor) + KIB)
-    lines["read-ahead ring"] = stages * stage_cost
-    resident = {need.name: 0 for need in needs}
-    for rank in sorted({need.rank for need in wanted}) if keep else ():
-        left -= _serve(rank, wanted, left, resident)
-    kept = {need.name: resident[need.name] * need.slot_bytes for need in needs}
-    for rank, label in ((0, "kept: attention and head"), (1, "kept: deciding planes"),
-                        (2, "kept: FFN bundles")):
-        lines[label] = sum(kept[need.name] for need in wanted if need.rank == rank)
-    lines["unused"] = budget_bytes - sum(lines.values())
-    ledger = Ledger(budget_bytes, lines)
-    ledger.check()
-    missing = sum((n.n_frames - resident[n.name]) * n.slot_bytes for n in wanted)
+    if not keep or base + longer + larger + whole > budget_bytes:
+        more = spare // 8 // costs.stage
+        stages = min(RING_STAGES, MIN_RING_STAGES + more)
+
+    ledger = Ledger(budget_bytes)
+    for name, n_bytes in costs.fixed.items():
+        ledger.charge(name, n_bytes)
+    ledger.charge("page tables", base - sum(costs.fixed.values())
+                  - costs.context(least_context) - costs.chunk(LEAST_CHUNK))
+    ledger.charge("state", costs.context(n_context), note=f"{n_context} tokens")
+    ledger.charge("scratch", costs.chunk(chunk), note=f"{chunk} tokens at once")
+    ledger.charge("read-ahead ring", stages * costs.stage, note=f"{stages} stages")
+    ledger.require()
+    resident = _keep(ledger, wanted if keep else [], needs)
+    ledger.settle()
     return Plan(
         ledger=ledger,
         resident=resident,
@@ -106,33 +132,63 @@ def plan_budget(
         stage_bytes=STAGE_BYTES,
         n_context=n_context,
         chunk=chunk,
-        streamed_bytes=missing,
+        streamed_bytes=sum((n.n_frames - resident[n.name]) * n.slot_bytes for n in wanted),
         file_bytes=file_bytes,
     )
 
 
-def _serve(rank: int, wanted: list[PlaneNeed], left: int, resident: dict[str, int]) -> int:
+def _keep(ledger: Ledger, wanted: list[PlaneNeed], needs: list[PlaneNeed]) -> dict[str, int]:
+    """Grant slots class by class; frames kept per plane."""
+    resident = {need.name: 0 for need in needs}
+    tables = page_table_bytes(ledger.left_bytes)
+    left = max(0, ledger.left_bytes - tables)
+    kept_any = 0
+    for rank, label in LABELS.items():
+        members = [need for need in wanted if need.rank == rank]
+        whole = sum(need.n_frames * need.slot_bytes for need in members)
+        if not whole:
+            continue
+        kept = _serve(members, whole, left, resident)
+        left -= kept
+        kept_any += kept
+        ledger.grant(label, kept, note=f"{100 * kept / whole:.0f} % of {whole:,} B")
+    if kept_any:
+        ledger.grant("page tables of kept weights", page_table_bytes(kept_any))
+    return resident
+
+
+def _serve(
+    members: list[PlaneNeed], whole: int, left: int, resident: dict[str, int]
+) -> int:
     """Keep what fits of one class; returns the bytes spent."""
-    members = [need for need in wanted if need.rank == rank]
-    whole = sum(need.n_frames * need.slot_bytes for need in members)
-    share = 1.0 if whole <= left else max(0, left) / whole
+    share = min(1.0, left / whole)
     for need in members:
         resident[need.name] = int(need.n_frames * share)
     spent = sum(resident[need.name] * need.slot_bytes for need in members)
     # Rounding down leaves up to a frame per plane: hand single frames out in plane order.
     for need in members:
-        fits = spent + need.slot_bytes <= left
-        if fits and resident[need.name] < need.n_frames:
+        if spent + need.slot_bytes <= left and resident[need.name] < need.n_frames:
             resident[need.name] += 1
             spent += need.slot_bytes
     return spent
 
 
+def _most(cost: Callable[[int], int], least: int, wish: int, spare: int) -> int:
+    """The largest n in [least, wish] whose cost above `least` stays within `spare`."""
+    low, high = least, max(least, wish)
+    while low < high:
+        middle = (low + high + 1) // 2
+        if cost(middle) - cost(least) <= spare:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
 def page_table_bytes(n_bytes: int) -> int:
-    """What the kernel charges for mapping `n_bytes`: 8 bytes per 4 KiB page, and the upper levels."""
-    return align_up(n_bytes // 512 + 64 * KIB, 4 * KIB)
+    """What the kernel charges to map `n_bytes`: 8 bytes per 4 KiB page, and upper levels."""
+    return align_up(n_bytes // 512 + 32 * KIB, 4 * KIB)
 
 
-def fits_context(*, wanted: int, per_token: int, budget_bytes: int, least: int = 256) -> int:
-    """A context whose state takes at most a quarter of the budget, unless that is below `least`."""
-    return max(min(wanted, least), min(wanted, budget_bytes // 4 // max(per_token, 1)))
+def _with_page_tables(n_bytes: int) -> int:
+    return n_bytes + page_table_bytes(n_bytes)

@@ -158,6 +158,13 @@ class DecoderModel(ABC):
             q, state.keys[layer], state.values[layer], first, window, scale, out
         )
 
+    def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """The layer's FFN of normed x [T, hidden_size] into `out`, biases included."""
+        if f"layers.{layer}.deciding" in self.planes:
+            self.sparse_ffn(layer, x, out)
+        else:
+            self.dense_ffn(layer, x, out)
+
     def sparse_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """FFN of a naturally sparse family: only neurons whose activation is not zero are read.
 
@@ -173,6 +180,8 @@ class DecoderModel(ABC):
         ids = self._ids[:n_active]
         self._count(layer, decided, n_active)
         views = self.views[prefix + "ffn"]
+        if "up" in views:
+            kernels.prepare(self.activations, x, views["up"])
         out.fill(0.0)
         for lease in self.store.acquire(prefix + "ffn", ids):
             n = lease.ids.size

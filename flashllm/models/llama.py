@@ -58,10 +58,7 @@ class LlamaModel(DecoderModel):
             self._attention(layer, normed, state, residual)
             x += residual
             self._norm(x, prefix + "ffn_norm", normed)
-            if prefix + "deciding" in self.planes:
-                self.sparse_ffn(layer, normed, residual)
-            else:
-                self.dense_ffn(layer, normed, residual)
+            self.ffn(layer, normed, residual)
             x += residual
         return x
 
@@ -85,7 +82,7 @@ class LlamaModel(DecoderModel):
         self.kernels.rope(k, cos, sin)
         heads = self.scratch.view("heads", n_tokens)
         self.attend(
-            layer, q, k, v, state, heads, scale=c.head_dim**-0.5, window=c.window(layer)
+            layer, q, k, v, state, heads, scale=c.head_dim**-0.5, window=c.windows[layer]
         )
         self.linear(prefix + "o", heads, out, bias=prefix + "o.bias")
 

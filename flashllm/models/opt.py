@@ -1,6 +1,6 @@
 """OPT (arXiv 2205.01068): learned positions, LayerNorm with bias, ReLU FFN of two matrices.
 
-`norm_first` false is the 350M variant (norms after the residual sums, no final norm), whose
+`norm_before` false is the 350M variant (norms after the residual sums, no final norm), whose
 embedding width also differs from the hidden size and is projected in and out.
 """
 
@@ -9,12 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from .decoder import DecoderModel
-
-# The published checkpoints keep two unused rows before position 0.
-POSITION_OFFSET = 2
+from .opt_config import POSITION_OFFSET
 
 
-class OptModel(DecoderModel):
+class OPTModel(DecoderModel):
     def __init__(self, config, planes, vectors, store, kernels, *, max_tokens, n_context, path=""):
         super().__init__(config, planes, vectors, store, kernels, max_tokens=max_tokens)
         self._ones = np.ones(config.hidden_size, np.float32)
@@ -40,7 +38,8 @@ class OptModel(DecoderModel):
 
     def layer_planes(self, layer: int) -> tuple[str, ...]:
         prefix = f"layers.{layer}."
-        return tuple(prefix + name for name in ("qkv", "o", "deciding", "ffn"))
+        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
+        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
 
     def order(self, *, with_head: bool = True) -> tuple[str, ...]:
         first = ("project_in",) if "project_in" in self.planes else ()
@@ -59,8 +58,8 @@ class OptModel(DecoderModel):
             self.linear("project_in", embedded, x)
         else:
             np.copyto(x, embedded)
-        positions = np.arange(n_tokens, dtype=np.int32) + (state.length + POSITION_OFFSET)
-        self.embed("position", positions.astype(np.int32), residual)
+        first = state.length + POSITION_OFFSET
+        self.embed("position", np.arange(first, first + n_tokens, dtype=np.int32), residual)
         x += residual
         for layer in range(c.n_layers):
             prefix = f"layers.{layer}."
@@ -86,18 +85,18 @@ class OptModel(DecoderModel):
 
     def _ffn_block(self, prefix, layer, x, normed, residual) -> None:
         self._before(prefix + "ffn_norm", x, normed)
-        self.sparse_ffn(layer, normed, residual)
+        self.ffn(layer, normed, residual)
         x += residual
         self._after(prefix + "ffn_norm", x)
 
     def _before(self, name: str, x: np.ndarray, normed: np.ndarray) -> None:
-        if self.config.norm_first:
+        if self.config.norm_before:
             self._norm(x, name, normed)
         else:
             np.copyto(normed, x)
 
     def _after(self, name: str, x: np.ndarray) -> None:
-        if not self.config.norm_first:
+        if not self.config.norm_before:
             self._norm(x, name, x)
 
     def _norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:

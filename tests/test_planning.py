@@ -1,0 +1,86 @@
+"""The byte plan: sums to the budget, refuses below the floor, accepts the floor itself."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashllm.errors import BudgetError
+from flashllm.planning import LABELS, MIN_RING_STAGES, Costs, PlaneNeed, plan_budget
+from flashllm.units import MIB
+
+COSTS = Costs(
+    fixed={"interpreter": 40 * MIB, "vectors": 100_000},
+    context=lambda n: n * 20_000,
+    chunk=lambda n: n * 300_000,
+    stage=2 * MIB,
+)
+NEEDS = [
+    PlaneNeed("embed", 50, 65536, None),
+    *(PlaneNeed(f"layers.{i}.qkv", 7, 262144, 0) for i in range(8)),
+    *(PlaneNeed(f"layers.{i}.deciding", 30, 262144, 1) for i in range(8)),
+    *(PlaneNeed(f"layers.{i}.ffn", 900, 20480, 2) for i in range(8)),
+]
+
+
+def plan(budget, **changes):
+    arguments = dict(
+        budget_bytes=budget,
+        needs=NEEDS,
+        costs=COSTS,
+        n_context=2048,
+        context_is_wish=True,
+        chunk=64,
+        file_bytes=10**9,
+    )
+    return plan_budget(**{**arguments, **changes})
+
+
+def floor_of(**changes) -> int:
+    with pytest.raises(BudgetError) as caught:
+        plan(MIB, **changes)
+    return caught.value.floor_bytes
+
+
+@pytest.mark.parametrize("extra", [0, 1, 4096, MIB, 10 * MIB, 100 * MIB, 1000 * MIB])
+def test_lines_sum_to_the_budget_and_kept_frames_match_them(extra):
+    budget = floor_of() + extra
+    made = plan(budget)
+    made.ledger.check()
+    for rank, label in LABELS.items():
+        kept = sum(made.resident[n.name] * n.slot_bytes for n in NEEDS if n.rank == rank)
+        assert made.ledger.lines().get(label, 0) == kept
+    assert all(made.resident[n.name] <= n.n_frames for n in NEEDS)
+
+
+def test_the_floor_itself_is_accepted_and_one_byte_less_is_not():
+    floor = floor_of()
+    assert plan(floor).ring_stages == MIN_RING_STAGES
+    with pytest.raises(BudgetError) as caught:
+        plan(floor - 1)
+    assert caught.value.floor_bytes == floor
+
+
+def test_a_stated_context_is_part_of_the_floor():
+    assert floor_of(context_is_wish=False) > floor_of()
+    assert plan(floor_of(context_is_wish=False), context_is_wish=False).n_context == 2048
+
+
+def test_with_everything_kept_there_is_no_ring_and_nothing_streams():
+    made = plan(2000 * MIB)
+    assert made.ring_stages == 0 and made.streamed_bytes == 0
+    assert made.n_context == 2048 and made.chunk == 64
+
+
+def test_classes_are_served_in_order_and_evenly():
+    made = plan(floor_of() + 80 * MIB)
+    lines = made.ledger.lines()
+    assert lines[LABELS[0]] == sum(n.n_frames * n.slot_bytes for n in NEEDS if n.rank == 0)
+    deciding = [made.resident[n.name] for n in NEEDS if n.rank == 1]
+    assert 0 < min(deciding) and max(deciding) - min(deciding) <= 1
+    more = plan(floor_of() + 120 * MIB)
+    assert more.streamed_bytes < made.streamed_bytes
+
+
+def test_nothing_is_kept_in_naive_mode():
+    made = plan(2000 * MIB, keep=False)
+    assert not any(made.resident.values()) and made.ring_stages >= MIN_RING_STAGES
