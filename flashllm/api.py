@@ -65,6 +65,7 @@ class LLM:
         self._lock = threading.Lock()
         self._cancel = threading.Event()
         self._progress = progress
+        self._request_now: Request | None = None
         self._stack: ExitStack | None = None
         with ExitStack() as stack:
             parts = assembly.open_parts(
@@ -126,6 +127,11 @@ class LLM:
     @property
     def ram_budget(self) -> int:
         return self.plan.ledger.budget_bytes
+
+    def live(self) -> dict[str, Any]:
+        """The `flash` figures of the request in flight (or the last one), plus `rss` now."""
+        figures = self._request_now.figures() if self._request_now is not None else {}
+        return {**figures, "rss": self.memory.rss()}
 
     # -- generation
 
@@ -225,6 +231,7 @@ class LLM:
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         with self._exclusive():
+            self._request_now = request
             yield from request.run()
 
 

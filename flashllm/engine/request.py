@@ -71,34 +71,35 @@ class Request:
             progress=self._prefill_progress,
             cancelled=self._cancelled,
         )
+        tail = ""
         try:
             for token in steps:
                 first_at = first_at or time.perf_counter()
                 if token in self._stop_ids:
                     reason = "stop"
-                    self._record(token, kept=False)
+                    self._forget_logprobs()
                     break
-                self._record(token, kept=True)
+                self._take(token)
                 piece = stops.push(decoder.push(token)) if decoder else ""
                 self._pieces.append(piece)
                 if stops.stopped:
                     reason = "stop"
-                    self._pieces.pop()
-                    tail = piece
                     break
                 yield Delta(piece, [token])
             else:
-                tail = ""
-                if self._cancelled():
-                    reason = "cancelled"
-            if not stops.stopped:
-                tail = stops.push(decoder.flush()) + stops.flush() if decoder else ""
+                reason = "cancelled" if self._cancelled() else "length"
+            if stops.stopped:
+                # The last piece was not handed out yet: it goes out with the reason.
+                tail = self._pieces.pop()
+            elif decoder:
+                tail = stops.push(decoder.flush()) + stops.flush()
             self._pieces.append(tail)
         finally:
             steps.close()
             ended = time.perf_counter()
             self.result = self._finish(ids, reason, started, first_at or ended, ended)
-        yield Delta(tail, [], reason, self.result)
+        last = self.tokens[-1:] if stops.stopped else []
+        yield Delta(tail, last, reason, self.result)
 
     def _room(self, ids: np.ndarray) -> int:
         return self._engine.state.capacity - ids.size
@@ -123,15 +124,17 @@ class Request:
             )
         return token
 
-    def _record(self, token: int, *, kept: bool) -> None:
-        if kept:
-            self.tokens.append(token)
-        elif self._logprobs is not None:
-            self._logprobs.pop()
+    def _take(self, token: int) -> None:
+        self.tokens.append(token)
         # /proc is read every 16 tokens: often enough to see a peak of our own making, and 16
         # times cheaper than every token.
         if len(self.tokens) % 16 == 0:
             self._memory.sample()
+
+    def _forget_logprobs(self) -> None:
+        """A token that ended the text is not part of it."""
+        if self._logprobs is not None:
+            self._logprobs.pop()
 
     def _prefill_progress(self, done: int, total: int) -> None:
         if self._progress is not None:
@@ -166,12 +169,13 @@ class Request:
             seed=self.params.seed,
             usage=usage,
             timings=timings,
-            flash=self._flash(),
+            flash=self.figures(),
             logprobs=self._logprobs,
             params=asdict(self.params),
         )
 
-    def _flash(self) -> dict[str, Any]:
+    def figures(self) -> dict[str, Any]:
+        """The `flash` part of the result, as it stands now."""
         counters = self.totals.counters
         hits, misses = counters.get("hits", 0), counters.get("misses", 0)
         neurons = self.totals.neurons
