@@ -1,0 +1,260 @@
+"""How the parts are put together: the helper of `api`, and of the verbs that only plan.
+
+Everything opened here is put on the caller's ExitStack in order, so that it closes in reverse.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .container import Container, open_container
+from .errors import BudgetError, FormatError, UnsupportedError, UsageError
+from .kernels import choose_kernels
+from .models import FAMILIES
+from .models.rope_table import RopeTable
+from .models.scratch import Scratch
+from .models.state import KVCache
+from .offload import WeightStore, store_costs
+from .planning import (
+    GROWTH_BYTES,
+    RESULT_BYTES,
+    STAGE_BYTES,
+    THREAD_BYTES,
+    Costs,
+    Plan,
+    PlaneNeed,
+    plan_budget,
+)
+from .probe.memory import automatic_budget
+from .probe.process import ProcessMemory, drop_library_cache, interpreter_bytes
+from .settings import resolve, usable_processors
+from .storage import open_storage
+from .units import align_up, parse_size
+
+KV_TYPES = {"f32": np.float32, "f16": np.float16}
+
+
+@dataclass
+class Parts:
+    """An assembled engine's parts."""
+
+    container: Container
+    config: Any
+    plan: Plan
+    tokenizer: Any
+    store: WeightStore
+    kernels: Any
+    choice: Any
+    model: Any
+    state: Any
+    memory: ProcessMemory
+    check: Callable[[], None] | None
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """The engine's settings, each resolved from argument, environment or default."""
+
+    storage: str
+    kernels: str
+    num_threads: int
+    io_depth: int
+    n_context: int | None
+    prefill_chunk: int
+    kv_type: str
+    policy: str
+    debug: bool
+    pin: bool
+
+    @classmethod
+    def of(cls, *, pin: bool = True, **given: Any) -> Wishes:
+        values = {name: resolve(name, given.get(name)).value for name in cls.__annotations__
+                  if name != "pin"}
+        values["num_threads"] = values["num_threads"] or usable_processors()
+        for name in ("num_threads", "io_depth", "prefill_chunk"):
+            if not isinstance(values[name], int) or values[name] < 1:
+                raise UsageError(f"{name} must be a whole number from 1, not {values[name]!r}")
+        if values["kv_type"] not in ("auto", *KV_TYPES):
+            raise UsageError(f"kv_type must be auto, f32 or f16, not {values['kv_type']!r}")
+        return cls(pin=pin, **values)
+
+
+def open_parts(
+    path: str,
+    stack: ExitStack,
+    *,
+    ram_budget: int | str | None = None,
+    on_plan: Callable[[Plan], None] | None = None,
+    **given: Any,
+) -> Parts:
+    """Open `path` inside a budget: planned, allocated, not loaded yet."""
+    wishes = Wishes.of(**given)
+    container = stack.enter_context(open_container(path))
+    config, model_class = read_config(container)
+    kernels = choose_kernels(wishes.kernels, n_threads=wishes.num_threads)
+    stack.callback(kernels.close)
+    budget = budget_bytes(ram_budget, container.size)
+    tokenizer = load_tokenizer(container)
+    drop_library_cache()
+    plan = make_plan(
+        container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes()
+    )
+    choice = choose_backend(path, wishes, plan)
+    if on_plan is not None:
+        on_plan(plan)
+    memory = ProcessMemory()
+    storage = open_storage(choice.name, path, depth=wishes.io_depth)
+    stack.callback(storage.close)
+    store = WeightStore(
+        container,
+        storage,
+        resident=plan.resident,
+        ring_stages=plan.ring_stages,
+        stage_bytes=plan.stage_bytes,
+        policy=wishes.policy,
+        curve=choice.curve,
+        debug=wishes.debug,
+    )
+    stack.callback(store.close)
+    model = model_class(
+        config, container.planes, container.load_vectors(), store, kernels,
+        max_tokens=plan.chunk, n_context=plan.n_context, path=path,
+    )  # fmt: skip
+    state = model.new_state(plan.n_context, kv_dtype(wishes, container))
+    return Parts(
+        container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
+        kernels=kernels, choice=choice, model=model, state=state, memory=memory,
+        check=store.check if wishes.debug else None,
+    )  # fmt: skip
+
+
+def read_config(container: Container):
+    """The family's config and model class of a container."""
+    config_class, model_class = FAMILIES[container.family]
+    return config_class.from_dict(container.config, path=container.path), model_class
+
+
+def budget_bytes(ram_budget: int | str | None, file_bytes: int) -> int:
+    """The budget in bytes: asked for, from the environment, or what this machine leaves us."""
+    asked = resolve("ram_budget", ram_budget).value
+    return automatic_budget().n_bytes if asked is None else parse_size(asked, whole_bytes=file_bytes)
+
+
+def kv_dtype(wishes: Wishes, container: Container) -> type:
+    """f16 unless asked otherwise, or unless the weights themselves are f32."""
+    if wishes.kv_type != "auto":
+        return KV_TYPES[wishes.kv_type]
+    first = next(p for name, p in container.planes.items() if name.endswith(".qkv"))
+    return np.float32 if first.pieces[0].weight_type == "f32" else np.float16
+
+
+def make_plan(
+    container: Container,
+    config: Any,
+    model_class: Any,
+    kernels: Any,
+    wishes: Wishes,
+    budget: int,
+    *,
+    process_bytes: int,
+) -> Plan:
+    """The byte plan of this container under `budget`; see planning.plan_budget."""
+    widths = model_class.scratch_widths(config)
+    widest = model_class.widest_input(config)
+    per_token = KVCache.bytes_per_token(
+        n_layers=config.n_layers, n_kv_heads=config.n_kv_heads, head_dim=config.head_dim,
+        dtype=kv_dtype(wishes, container),
+    )  # fmt: skip
+    rotated = config.rope.n_rotated if hasattr(config, "rope") else 0
+    costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES)
+    embed = container.planes["embed"]
+    vector_bytes = 4 * sum(int(np.prod(shape)) for shape, *_ in container.vectors.values())
+
+    def context_bytes(n: int) -> int:
+        return (n * per_token + RopeTable.bytes_needed(rotated, n)
+                + kernels.attention_scratch(n))  # fmt: skip
+
+    def chunk_bytes(n: int) -> int:
+        return (Scratch.bytes_needed(widths, n) + kernels.activation_bytes(n, widest)
+                + n * embed.stride + 4 * config.hidden_size * n)  # fmt: skip
+
+    needs = [
+        PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
+                  rank_of(name, container))
+        for name, plane in container.planes.items()
+    ]  # fmt: skip
+    wish = min(config.n_context, 4096) if wishes.n_context is None else wishes.n_context
+    if wish > config.n_context:
+        raise UsageError(f"n_context {wish} exceeds the model's {config.n_context}")
+    return plan_budget(
+        budget_bytes=budget,
+        needs=needs,
+        costs=Costs(
+            fixed={
+                "process as it stands": process_bytes,
+                "growth of the interpreter": GROWTH_BYTES,
+                "results": RESULT_BYTES + 4 * config.vocab_size,
+                "vectors": vector_bytes,
+                "reader threads": wishes.io_depth * THREAD_BYTES,
+                "compute threads": wishes.num_threads * THREAD_BYTES,
+                **costs_of_store.fixed,
+            },
+            context=context_bytes,
+            chunk=chunk_bytes,
+            stage=costs_of_store.stage,
+        ),
+        n_context=wish,
+        context_is_wish=wishes.n_context is None,
+        chunk=wishes.prefill_chunk,
+        file_bytes=container.size,
+        keep=wishes.pin,
+    )
+
+
+def rank_of(name: str, container: Container) -> int | None:
+    """The class of a plane: 0 attention and head, 1 deciding, 2 FFN; None is read by the row."""
+    if name == "position" or (name == "embed" and "head" in container.planes):
+        return None
+    last = name.rsplit(".", 1)[-1]
+    return {"deciding": 1, "ffn": 2}.get(last, 0)
+
+
+def load_tokenizer(container: Container):
+    """The carried tokenizer, or None when the container has none."""
+    if "tokenizer.json" not in container.blobs:
+        return None
+    from .tokenization import Tokenizer
+
+    return Tokenizer.from_blobs({name: container.read_blob(name) for name in container.blobs})
+
+
+def generation_config(container: Container) -> dict[str, Any]:
+    """The model's generation_config.json, {} when it has none."""
+    if "generation_config.json" not in container.blobs:
+        return {}
+    try:
+        config = json.loads(container.read_blob("generation_config.json"))
+    except ValueError as error:
+        raise FormatError(container.path, "generation_config.json", "JSON", error) from None
+    if not isinstance(config, dict):
+        raise FormatError(container.path, "generation_config.json", "an object", config)
+    return config
+
+
+def admit_result(plan: Plan, memory: ProcessMemory, n_bytes: int) -> None:
+    """BudgetError unless a result of `n_bytes` fits beside what the process uses now."""
+    lines = plan.ledger.lines()
+    if n_bytes <= RESULT_BYTES + lines.get("unused", 0):
+        return
+    needed = memory.rss() + n_bytes
+    if needed > plan.ledger.budget_bytes:
+        raise BudgetError(plan.ledger.budget_bytes, needed, "for a result of this size")
+
+
+__all__ = ["Parts", "UnsupportedError", "Wishes", "open_parts"]
