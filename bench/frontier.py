@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cold import evict, n_resident_pages  # noqa: E402
 
 from flashllm import assembly, __version__  # noqa: E402
-from flashllm.probe import choose_storage  # noqa: E402
+from flashllm.probe.device import choose_storage  # noqa: E402
 from flashllm.probe.cgroup import MemoryGroup  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from .container import Container, open_container
-from .errors import BudgetError, FormatError, UnsupportedError, UsageError
+from .errors import BudgetError, FormatError, UnknownNameError, UsageError
 from .kernels import choose_kernels
-from .models import FAMILIES
+from .models.configs import config_from_dict
+from .models.families import MODELS
 from .models.rope_table import RopeTable
 from .models.scratch import Scratch
 from .models.state import KVCache
@@ -31,11 +32,13 @@ from .planning import (
     PlaneNeed,
     plan_budget,
 )
+from .probe.device import Choice, choose_storage, probe_device
 from .probe.memory import automatic_budget
-from .probe.process import ProcessMemory, drop_library_cache, interpreter_bytes
+from .probe.process import drop_library_cache, interpreter_bytes
 from .settings import resolve, usable_processors
-from .storage import open_storage
+from .storage import STORAGES, open_storage
 from .units import align_up, parse_size
+from .watch import MemoryWatch
 
 KV_TYPES = {"f32": np.float32, "f16": np.float16}
 
@@ -50,10 +53,10 @@ class Parts:
     tokenizer: Any
     store: WeightStore
     kernels: Any
-    choice: Any
+    choice: Choice
     model: Any
     state: Any
-    memory: ProcessMemory
+    memory: MemoryWatch
     check: Callable[[], None] | None
 
 
@@ -105,10 +108,10 @@ def open_parts(
     plan = make_plan(
         container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes()
     )
-    choice = choose_backend(path, wishes, plan)
+    choice = choose_backend(path, wishes.storage)
     if on_plan is not None:
         on_plan(plan)
-    memory = ProcessMemory()
+    memory = MemoryWatch()
     storage = open_storage(choice.name, path, depth=wishes.io_depth)
     stack.callback(storage.close)
     store = WeightStore(
@@ -136,8 +139,18 @@ def open_parts(
 
 def read_config(container: Container):
     """The family's config and model class of a container."""
-    config_class, model_class = FAMILIES[container.family]
-    return config_class.from_dict(container.config, path=container.path), model_class
+    config = config_from_dict(container.family, container.config, path=container.path)
+    return config, MODELS[container.family]
+
+
+def choose_backend(path: str, name: str) -> Choice:
+    """The backend to read with: probed when `auto`, else as asked; its curve is probed either way,
+    because the planner of sparse reads asks it."""
+    if name == "auto":
+        return choose_storage(path)
+    if name not in STORAGES:
+        raise UnknownNameError("storage", name, ["auto", *STORAGES])
+    return Choice(name, "asked for", probe_device(path, name))
 
 
 def budget_bytes(ram_budget: int | str | None, file_bytes: int) -> int:
@@ -247,7 +260,7 @@ def generation_config(container: Container) -> dict[str, Any]:
     return config
 
 
-def admit_result(plan: Plan, memory: ProcessMemory, n_bytes: int) -> None:
+def admit_result(plan: Plan, memory: MemoryWatch, n_bytes: int) -> None:
     """BudgetError unless a result of `n_bytes` fits beside what the process uses now."""
     lines = plan.ledger.lines()
     if n_bytes <= RESULT_BYTES + lines.get("unused", 0):
@@ -257,4 +270,60 @@ def admit_result(plan: Plan, memory: ProcessMemory, n_bytes: int) -> None:
         raise BudgetError(plan.ledger.budget_bytes, needed, "for a result of this size")
 
 
-__all__ = ["Parts", "UnsupportedError", "Wishes", "open_parts"]
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would need and could reach, from sizes and the device curve alone."""
+
+    plan: Plan
+    floor_bytes: int
+    device: str
+    read_tokens_per_s: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "ledger": self.plan.ledger.lines(),
+            "ram_budget": self.plan.ledger.budget_bytes,
+            "floor_bytes": self.floor_bytes,
+            "n_context": self.plan.n_context,
+            "streamed_bytes_per_token": self.plan.streamed_bytes,
+            "device": self.device,
+            "read_tokens_per_s": self.read_tokens_per_s,
+        }
+
+
+def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) -> Estimate:
+    """Plan `path` without loading it.
+
+    `read_tokens_per_s` is what the device allows when everything that is not kept is read for
+    every token (a dense model; a sparse one reads less); None when nothing has to be read.
+    """
+    wishes = Wishes.of(**given)
+    with ExitStack() as stack:
+        container = stack.enter_context(open_container(path))
+        config, model_class = read_config(container)
+        kernels = choose_kernels(wishes.kernels, n_threads=1)
+        stack.callback(kernels.close)
+        load_tokenizer(container)
+        arguments = (container, config, model_class, kernels, wishes)
+        process = interpreter_bytes()
+        floor = floor_of(*arguments, process_bytes=process)
+        budget = budget_bytes(ram_budget, container.size)
+        plan = make_plan(*arguments, budget, process_bytes=process)
+    choice = choose_backend(path, wishes.storage)
+    speed = choice.curve.sequential_bytes_per_s
+    streamed = plan.streamed_bytes
+    return Estimate(
+        plan=plan,
+        floor_bytes=floor,
+        device=f"{choice.name}: {choice.why}",
+        read_tokens_per_s=speed / streamed if streamed else None,
+    )
+
+
+def floor_of(*arguments: Any, process_bytes: int) -> int:
+    """The smallest budget that make_plan accepts."""
+    try:
+        make_plan(*arguments, 1, process_bytes=process_bytes)
+    except BudgetError as error:
+        return error.floor_bytes
+    raise AssertionError("a budget of one byte was accepted")

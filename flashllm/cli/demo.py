@@ -146,13 +146,14 @@ def _say(text: str) -> None:
 def _tell(args: argparse.Namespace) -> int:
     """Stream the story; a live footer on a terminal; the figures into --report."""
     from ..api import LLM
-    from ..probe.process import own_failcnt
+    from ..probe.process import group_charge
 
     failcnt = {}
 
     def show_plan(plan) -> None:
         _say(plan.ledger.render() + "\n")
-        failcnt["at_plan"] = own_failcnt() or 0
+        charge = group_charge()
+        failcnt["at_plan"] = charge.limit_hits or 0 if charge is not None else 0
 
     with LLM(args.child, ram_budget=args.ram_budget, on_plan=show_plan) as llm, Footer() as footer:
         print(args.prompt, end="", flush=True)

@@ -76,7 +76,7 @@ def _device(model: str | None) -> dict:
 
 
 def _probe(path: str) -> dict:
-    from ..probe import choose_storage
+    from ..probe.device import choose_storage
 
     choice = choose_storage(path)
     curve = choice.curve

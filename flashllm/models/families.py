@@ -1,0 +1,12 @@
+"""Families by the name a container carries; their configs and roles are in configs.py."""
+
+from __future__ import annotations
+
+from ..registry import Registry
+from .decoder import DecoderModel
+from .llama import LlamaModel
+from .opt import OPTModel
+
+MODELS: Registry[type[DecoderModel]] = Registry(
+    "model family", {"llama": LlamaModel, "opt": OPTModel}
+)
