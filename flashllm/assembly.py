@@ -108,10 +108,10 @@ def open_parts(
     plan = make_plan(
         container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes()
     )
-    choice = choose_backend(path, wishes.storage)
+    memory = MemoryWatch()
     if on_plan is not None:
         on_plan(plan)
-    memory = MemoryWatch()
+    choice = choose_backend(path, wishes.storage)
     storage = open_storage(choice.name, path, depth=wishes.io_depth)
     stack.callback(storage.close)
     store = WeightStore(

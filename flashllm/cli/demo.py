@@ -128,8 +128,7 @@ def _verdict(capped: dict, resident: dict, charges, budget: int) -> int:
          f"{'' if charges else ' (own RSS; no cgroup)'}")
     _say(f"peak RSS                               {format_size(rss)}")
     if charges:
-        limit_hits = charges.failcnt - capped["failcnt_at_plan"]
-        _say(f"limit hit after the plan / kills       {limit_hits} / {kills}")
+        _say(f"limit hit after the plan / kills       {capped['limit_hits']} / {kills}")
     _say(f"tokens per second, capped / resident   {speed:.2f} / {resident_speed:.2f}")
     ok = same and peak <= budget and rss <= budget and not kills
     _say("The cap held and not a token differs." if ok else "This run broke a promise.")
@@ -146,14 +145,9 @@ def _say(text: str) -> None:
 def _tell(args: argparse.Namespace) -> int:
     """Stream the story; a live footer on a terminal; the figures into --report."""
     from ..api import LLM
-    from ..probe.process import group_charge
-
-    failcnt = {}
 
     def show_plan(plan) -> None:
         _say(plan.ledger.render() + "\n")
-        charge = group_charge()
-        failcnt["at_plan"] = charge.limit_hits or 0 if charge is not None else 0
 
     with LLM(args.child, ram_budget=args.ram_budget, on_plan=show_plan) as llm, Footer() as footer:
         print(args.prompt, end="", flush=True)
@@ -176,6 +170,6 @@ def _tell(args: argparse.Namespace) -> int:
         "tokens": result.tokens,
         "tokens_per_s": result.timings["predicted_per_second"] or 0.0,
         "peak_rss": result.flash["peak_rss"],
-        "failcnt_at_plan": failcnt["at_plan"],
+        "limit_hits": result.flash["limit_hits"],
     }))  # fmt: skip
     return 0

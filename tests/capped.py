@@ -1,0 +1,70 @@
+"""Child processes in memory cgroups, cold caches, and models to run there: for the cap tests."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from flashllm.errors import UnsupportedError
+from flashllm.probe.cgroup import Charges, MemoryGroup
+from flashllm.units import MIB
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+from cold import evict, n_resident_pages  # noqa: E402
+
+PROMPT = "1,5,9,20,33,7,42,11"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished child: exit code, what it printed, what the kernel counted."""
+
+    code: int
+    out: str
+    err: str
+    charges: Charges
+
+    @property
+    def result(self) -> dict:
+        assert self.code == 0, f"exit code {self.code}, {self.charges}\n{self.err[-3000:]}"
+        return json.loads(self.out)
+
+
+def why_no_groups() -> str | None:
+    """None where memory cgroups can be made, else the reason."""
+    try:
+        with MemoryGroup(64 * MIB, name="flashllm-test-probe"):
+            return None
+    except UnsupportedError as error:
+        return str(error)
+
+
+needs_cgroup = pytest.mark.skipif(why_no_groups() is not None, reason=str(why_no_groups()))
+
+
+def generate(
+    model: Path, budget: int, *extra: str, group_bytes: int | None = None, tokens: int = 32,
+    cold: bool = True,
+) -> Run:  # fmt: skip
+    """`flashllm generate --json` in a fresh group of `group_bytes` (default: exactly the budget)."""
+    if cold:
+        evict(model)
+        assert n_resident_pages(model) == 0, "the cache is not cold: this test would prove nothing"
+    command = [
+        sys.executable, "-m", "flashllm", "generate", str(model), "--json", "--ignore-eos",
+        "--token-ids", PROMPT, "--max-tokens", str(tokens), "--temperature", "0",
+        "--ram-budget", str(budget), *extra,
+    ]  # fmt: skip
+    return run(command, group_bytes or budget)
+
+
+def run(command: list[str], group_bytes: int) -> Run:
+    with MemoryGroup(group_bytes, name="flashllm-test") as group:
+        child = group.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = child.communicate(timeout=300)
+        return Run(child.returncode, out, err, group.charges())
