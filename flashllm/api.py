@@ -22,8 +22,8 @@ from .engine.engine import Engine, Totals
 from .engine.request import Request
 from .engine.results import Delta, Result
 from .engine.sampling import SamplingParams
-from .errors import BudgetError, BusyError, ClosedError, UsageError
-from .units import format_size
+from .errors import BusyError, ClosedError, UsageError
+from .tokenization import no_tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
 
@@ -174,8 +174,8 @@ class LLM:
             self._engine.prefill(ids, Totals(), all_logits=out)
             return out
 
-    def encode(self, text: str, *, add_bos: bool = True) -> list[int]:
-        """Token ids of `text`, with the model's BOS when it has one and `add_bos`."""
+    def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of `text`; BOS as the tokenizer's own files say unless `add_bos` decides."""
         return self._tokenizer().encode(text, add_bos=add_bos)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -186,9 +186,7 @@ class LLM:
 
     def _tokenizer(self):
         if self.tokenizer is None:
-            raise UsageError(
-                f"{self.container.path} carries no tokenizer: give token ids instead of text"
-            )
+            raise no_tokenizer(self.container.path)
         return self.tokenizer
 
     def _exclusive(self):
@@ -257,4 +255,4 @@ def _is_batch(prompt: Any) -> bool:
     return bool(prompt) and isinstance(prompt[0], str | Sequence | np.ndarray)
 
 
-__all__ = ["LLM", "SamplingParams", "Result", "Delta", "BudgetError", "format_size"]
+__all__ = ["LLM", "SamplingParams", "Result", "Delta"]

@@ -103,7 +103,7 @@ def open_parts(
     kernels = choose_kernels(wishes.kernels, n_threads=wishes.num_threads)
     stack.callback(kernels.close)
     budget = budget_bytes(ram_budget, container.size)
-    tokenizer = load_tokenizer(container)
+    tokenizer = load_tokenizer(container, config)
     drop_library_cache()
     plan = make_plan(
         container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes()
@@ -191,7 +191,7 @@ def make_plan(
 
     def context_bytes(n: int) -> int:
         return (n * per_token + RopeTable.bytes_needed(rotated, n)
-                + kernels.attention_scratch(n))  # fmt: skip
+                + kernels.attention_bytes(n))  # fmt: skip
 
     def chunk_bytes(n: int) -> int:
         return (Scratch.bytes_needed(widths, n) + kernels.activation_bytes(n, widest)
@@ -238,13 +238,12 @@ def rank_of(name: str, container: Container) -> int | None:
     return {"deciding": 1, "ffn": 2}.get(last, 0)
 
 
-def load_tokenizer(container: Container):
+def load_tokenizer(container: Container, config: Any):
     """The carried tokenizer, or None when the container has none."""
-    if "tokenizer.json" not in container.blobs:
-        return None
     from .tokenization import Tokenizer
 
-    return Tokenizer.from_blobs({name: container.read_blob(name) for name in container.blobs})
+    blobs = {name: container.read_blob(name) for name in container.blobs}
+    return Tokenizer.from_blobs(blobs, path=container.path, bos_id=config.bos_id)
 
 
 def generation_config(container: Container) -> dict[str, Any]:
@@ -303,7 +302,7 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
         config, model_class = read_config(container)
         kernels = choose_kernels(wishes.kernels, n_threads=1)
         stack.callback(kernels.close)
-        load_tokenizer(container)
+        load_tokenizer(container, config)
         arguments = (container, config, model_class, kernels, wishes)
         process = interpreter_bytes()
         floor = floor_of(*arguments, process_bytes=process)

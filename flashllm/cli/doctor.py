@@ -12,7 +12,7 @@ import numpy as np
 
 from .. import __version__
 from ..errors import FlashError
-from ..kernels import choose_kernels, kernel_sets
+from ..kernels import choose_kernels, kernel_troubles
 from ..settings import SETTINGS, resolve, usable_processors
 from ..units import MIB, format_size
 
@@ -45,7 +45,8 @@ def _kernels() -> dict:
     asked = resolve("kernels")
     chosen = choose_kernels(asked.value, n_threads=1)
     try:
-        return {"chosen": chosen.name, "source": asked.source, "sets": kernel_sets()}
+        return {"chosen": chosen.name, "source": asked.source, "sets": {
+            name: why or "runs here" for name, why in kernel_troubles().items()}}
     finally:
         chosen.close()
 

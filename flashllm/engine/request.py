@@ -59,7 +59,7 @@ class Request:
         ids = self._checked_ids()
         sampler = Sampler(self.params, ids)
         stops = StopStrings(self.params.stop, include_stop=self.params.include_stop)
-        decoder = self._tokenizer.stream_decoder() if self._tokenizer else None
+        decoder = self._tokenizer.stream() if self._tokenizer else None
         started = time.perf_counter()
         first_at = None
         reason = "length"

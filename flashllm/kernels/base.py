@@ -29,7 +29,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import ClosedError, UnknownNameError, UsageError
-from ..quant import BY_CODE, GROUP
+from ..quant import BY_CODE, GROUP, WEIGHT_TYPES
 from ..units import align_up
 
 ACTIVATIONS = {"silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4}
@@ -74,6 +74,11 @@ class PieceView:
     def as_ints(self) -> tuple[int, int, int, int, int]:
         """The five numbers in the order of fl_piece."""
         return (self.weight_type, self.per_frame, self.stride, self.offset, self.n_cols)
+
+
+def weight_code(name: str) -> int:
+    """The code of the weight type called `name`, for a PieceView."""
+    return WEIGHT_TYPES[name].code
 
 
 class Activations:
@@ -139,6 +144,10 @@ class KernelSet(ABC):
         """Bytes of `activations(max_tokens, max_cols)`."""
         q_stride, scale_stride = Activations.strides(max_cols)
         return max_tokens * (q_stride + 4 * scale_stride)
+
+    def attention_bytes(self, n_context: int) -> int:
+        """Bytes that attention_scratch(n_context) will hold."""
+        return 0
 
     @abstractmethod
     def attention_scratch(self, n_context: int) -> int:

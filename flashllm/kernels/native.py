@@ -34,13 +34,15 @@ class NativeSet(KernelSet):
         self._core = None
         self._scratch = np.empty(0, dtype=np.float32)
 
-    def attention_scratch(self, n_context: int) -> int:
+    def attention_bytes(self, n_context: int) -> int:
         from .._core import attention_scratch_floats
 
+        return 4 * self.n_threads * attention_scratch_floats(n_context)
+
+    def attention_scratch(self, n_context: int) -> int:
         self._open()
         if n_context > self._scratch_context:
-            floats = self.n_threads * attention_scratch_floats(n_context)
-            self._scratch = np.zeros(floats, dtype=np.float32)
+            self._scratch = np.zeros(self.attention_bytes(n_context) // 4, dtype=np.float32)
             self._scratch_context = n_context
         return self._scratch.nbytes
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import FormatError
-from ..kernels.base import PieceView
+from ..kernels.base import PieceView, weight_code
 from .scratch import Scratch
 from .state import KVCache, SequenceState
 
@@ -41,7 +41,9 @@ class DecoderModel(ABC):
     object serves one sequence at a time; `forward` must not be called from two threads.
     """
 
-    def __init__(self, config, planes, vectors, store, kernels, *, max_tokens: int):
+    def __init__(
+        self, config, planes, vectors, store, kernels, *, max_tokens: int, n_context: int
+    ):  # fmt: skip
         self.config, self.planes, self.vectors = config, planes, vectors
         self.store, self.kernels, self.max_tokens = store, kernels, max_tokens
         self.scratch = Scratch(self.scratch_widths(config), max_tokens)
@@ -50,6 +52,7 @@ class DecoderModel(ABC):
             name: {piece.name: _piece_view(plane, piece) for piece in plane.pieces}
             for name, plane in planes.items()
         }
+        kernels.attention_scratch(n_context)
         self._ids = np.zeros(config.intermediate_size, np.int32)
         self.counts = StepCounts()
 
@@ -239,9 +242,7 @@ class DecoderModel(ABC):
 
 
 def _piece_view(plane, piece) -> PieceView:
-    from ..quant import WEIGHT_TYPES
-
-    code = WEIGHT_TYPES[piece.weight_type].code
+    code = weight_code(piece.weight_type)
     return PieceView(code, plane.per_frame, plane.stride, piece.offset, piece.n_cols)
 
 

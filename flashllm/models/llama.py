@@ -14,7 +14,9 @@ from .rope_table import RopeTable
 
 class LlamaModel(DecoderModel):
     def __init__(self, config, planes, vectors, store, kernels, *, max_tokens, n_context, path=""):
-        super().__init__(config, planes, vectors, store, kernels, max_tokens=max_tokens)
+        super().__init__(
+            config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
+        )
         self.rope = RopeTable(config.rope.inverse_frequencies(), n_context)
         for layer in range(config.n_layers):
             for norm in ("attn_norm", "ffn_norm"):

@@ -14,7 +14,9 @@ from .opt_config import POSITION_OFFSET
 
 class OPTModel(DecoderModel):
     def __init__(self, config, planes, vectors, store, kernels, *, max_tokens, n_context, path=""):
-        super().__init__(config, planes, vectors, store, kernels, max_tokens=max_tokens)
+        super().__init__(
+            config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
+        )
         self._ones = np.ones(config.hidden_size, np.float32)
         self._zeros = np.zeros(config.hidden_size, np.float32)
 
