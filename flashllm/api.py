@@ -174,6 +174,21 @@ class LLM:
             self._engine.prefill(ids, Totals(), all_logits=out)
             return out
 
+    def logit_pieces(
+        self, ids: Sequence[int] | np.ndarray, *, piece_bytes: int
+    ) -> Iterator[tuple[int, np.ndarray]]:
+        """`logits` a piece at a time: (first row, float32 [k, vocab_size]) of at most
+        `piece_bytes` (one row at least); each piece is valid until the next."""
+        with self._exclusive():
+            self._engine.reset()
+            ids = self._engine.check_ids(np.asarray(ids))
+            step = max(1, piece_bytes // (4 * self.vocab_size))
+            out = np.empty((min(step, ids.size), self.vocab_size), np.float32)
+            for first in range(0, ids.size, step):
+                part = ids[first : first + step]
+                self._engine.prefill(part, Totals(), all_logits=out[: part.size])
+                yield first, out[: part.size]
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`; BOS as the tokenizer's own files say unless `add_bos` decides."""
         return self._tokenizer().encode(text, add_bos=add_bos)

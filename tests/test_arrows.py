@@ -34,7 +34,7 @@ ARROWS = {
     "planning": {"cache"},
     "watch": {"probe"},
 }
-EVERYTHING = {"api", "assembly", "cli", "__main__"}
+EVERYTHING = {"api", "assembly", "cli", "evaluation", "__main__"}
 
 
 def room_of(path: Path) -> str:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import asdict
 
 from ..conversion.convert import convert
+from ..units import format_size
 from .progress import Progress
 
 
@@ -39,5 +40,14 @@ def run(args: argparse.Namespace) -> int:
         json.dump(asdict(report), sys.stdout)
         print()
     else:
-        print(report.render(), file=sys.stderr)
+        _show(report)
     return 0
+
+
+def _show(report) -> None:
+    print(f"{report.output}: {report.family}, {format_size(report.output_bytes)} from "
+          f"{format_size(report.source_bytes)} ({report.ratio:.2f}x smaller), "
+          f"{report.seconds:.1f} s", file=sys.stderr)
+    for group, decision in report.codecs.items():
+        said = ", ".join(f"{key} {value}" for key, value in decision.items())
+        print(f"  {group}: {said}", file=sys.stderr)

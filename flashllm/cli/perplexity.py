@@ -1,0 +1,47 @@
+"""`flashllm perplexity MODEL --text FILE`: how well a model knows a text."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from pathlib import Path
+
+from ..api import LLM
+from ..errors import UsageError
+from ..evaluation import negative_log_likelihood
+from .options import add_engine_flags, engine_arguments
+from .progress import Progress
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a .flash container")
+    parser.add_argument("--text", required=True, help="a text file; - reads stdin")
+    parser.add_argument("--window", type=int, help="tokens per window; default: the context")
+    parser.add_argument("--limit", type=int, help="use only this many characters")
+    parser.add_argument("--json", action="store_true")
+    add_engine_flags(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    text = sys.stdin.read() if args.text == "-" else Path(args.text).read_text(encoding="utf-8")
+    text = text[: args.limit]
+    if not text:
+        raise UsageError("the text is empty")
+    progress = Progress(unit="tok")
+    with LLM(args.model, progress=Progress(), **engine_arguments(args)) as llm:
+        total, n_tokens = negative_log_likelihood(llm, text, window=args.window, progress=progress)
+    progress.close()
+    found = {
+        "perplexity": math.exp(total / n_tokens),
+        "bits_per_character": total / math.log(2) / len(text),
+        "tokens": n_tokens,
+        "characters": len(text),
+    }
+    if args.json:
+        print(json.dumps(found))
+    else:
+        print(f"perplexity {found['perplexity']:.3f} | "
+              f"{found['bits_per_character']:.4f} bits/character | {n_tokens} tokens")
+    return 0
