@@ -10,6 +10,7 @@ from .api import LLM
 
 # Logits of a window are taken in pieces, so that a large vocabulary costs no more than this.
 PIECE_BYTES = 1 << 20
+SEPARATOR = "<|endoftext|>"  # between the documents of a corpus
 
 
 def negative_log_likelihood(
@@ -17,26 +18,28 @@ def negative_log_likelihood(
     text: str,
     *,
     window: int | None = None,
+    separator: str = SEPARATOR,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[float, int]:
     """(nats, tokens scored) of `text`.
 
-    The text is cut into consecutive windows of `window` tokens; each starts afresh with the
-    model's BOS where it has one, and its tokens are scored given those before them in the window.
-    Without a BOS the first token of a window is not scored.
+    The text is cut at `separator` into documents and those into consecutive windows of `window`
+    tokens; each window starts afresh with the model's BOS where it has one, and its tokens are
+    scored given those before them in the window.  Without a BOS a window's first token is not
+    scored.
     """
-    ids = llm.encode(text, add_bos=False)
+    documents = [part.strip() for part in text.split(separator) if part.strip()]
     bos = [llm.tokenizer.bos_id] if llm.tokenizer.bos_id is not None else []
     size = min(window or llm.n_context, llm.n_context) - len(bos)
+    encoded = [llm.encode(document, add_bos=False) for document in documents]
+    windows = [ids[at : at + size] for ids in encoded for at in range(0, len(ids), size)]
     total, scored = 0.0, 0
-    for first in range(0, len(ids), size):
-        part = bos + ids[first : first + size]
-        if len(part) < 2:
-            break
-        nats, n = _score(llm, np.array(part, np.int32))
-        total, scored = total + nats, scored + n
+    for n_done, ids in enumerate(windows, start=1):
+        if len(bos) + len(ids) >= 2:
+            nats, n = _score(llm, np.array(bos + ids, np.int32))
+            total, scored = total + nats, scored + n
         if progress is not None:
-            progress(min(first + size, len(ids)), len(ids), "perplexity")
+            progress(n_done, len(windows), "perplexity")
     return total, scored
 
 

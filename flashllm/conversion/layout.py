@@ -18,7 +18,7 @@ from ..errors import UsageError
 from ..models.base import PlaneRole
 from ..units import KIB, align_up
 
-QUANTS = ("keep", "int8", "int4")
+QUANTS = ("keep", "f32", "f16", "bf16", "int8", "int4")
 DENSE_FRAME_BYTES = 256 * KIB
 EMBED_FRAME_BYTES = 64 * KIB
 SPARSE_FRAME_BYTES = 16 * KIB
