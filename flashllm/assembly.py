@@ -32,6 +32,7 @@ from .planning import (
     PlaneNeed,
     plan_budget,
 )
+from .probe.curve import DEFAULT_CURVE
 from .probe.device import Choice, choose_storage, probe_device
 from .probe.memory import automatic_budget
 from .probe.process import drop_library_cache, interpreter_bytes
@@ -111,7 +112,7 @@ def open_parts(
     memory = MemoryWatch()
     if on_plan is not None:
         on_plan(plan)
-    choice = choose_backend(path, wishes.storage)
+    choice = choose_backend(path, wishes.storage, streams=plan.streamed_bytes > 0)
     storage = open_storage(choice.name, path, depth=wishes.io_depth)
     stack.callback(storage.close)
     store = WeightStore(
@@ -143,14 +144,18 @@ def read_config(container: Container):
     return config, MODELS[container.family]
 
 
-def choose_backend(path: str, name: str) -> Choice:
-    """The backend to read with: probed when `auto`, else as asked; its curve is probed either way,
-    because the planner of sparse reads asks it."""
-    if name == "auto":
-        return choose_storage(path)
-    if name not in STORAGES:
+def choose_backend(path: str, name: str, *, streams: bool = True) -> Choice:
+    """The backend to read with: as asked, or by a probe when `auto`.
+
+    Where something `streams` the device's curve is measured either way, because the planner of
+    sparse reads asks it; where all is kept, a third of a second of probing would buy nothing.
+    """
+    if name != "auto" and name not in STORAGES:
         raise UnknownNameError("storage", name, ["auto", *STORAGES])
-    return Choice(name, "asked for", probe_device(path, name))
+    curve = None if streams else DEFAULT_CURVE
+    if name == "auto":
+        return choose_storage(path, curve=curve)
+    return Choice(name, "asked for", curve or probe_device(path, name))
 
 
 def budget_bytes(ram_budget: int | str | None, file_bytes: int) -> int:

@@ -30,7 +30,7 @@ ARROWS = {
     "checkpoints": set(),
     "tokenization": set(),
     "conversion": {"checkpoints", "models", "container", "quant", "codecs", "predictors"},
-    "probe": {"storage", "kernels"},
+    "probe": {"storage", "kernels", "_core"},
     "planning": {"cache"},
     "watch": {"probe"},
 }

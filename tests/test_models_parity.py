@@ -78,15 +78,14 @@ def test_decode_continues_what_prefill_began(variant, containers):
 
 
 @pytest.mark.parametrize("quant", ["f16", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("variant", ["llama-relu", "llama2", "opt"])
+@pytest.mark.parametrize("variant", ["llama-relu", "llama-mha", "opt"])
 def test_quantised_weights_stay_close_and_stream_the_same(variant, quant, containers):
-    if variant not in VARIANTS:
-        pytest.skip(f"no golden checkpoint {variant}")
     ids = np.load(GOLDEN / variant / "ids.npy").ravel()
     exact = logits_of(containers(variant), ids)
     for codec in ("raw", "zstd"):
         path = containers(variant, quant=quant, codec=codec)
         found = logits_of(path, ids)
-        limit = {"f16": 0.02, "bf16": 0.15, "int8": 0.25, "int4": 1.5}[quant] * exact.std()
-        assert np.abs(found - exact).max() < limit
+        # Random matrices of width 32 amplify rounding; trained models lose far less (README).
+        limit = {"f16": 0.01, "bf16": 0.1, "int8": 0.12, "int4": 0.9}[quant]
+        assert np.sqrt(np.mean((found - exact) ** 2)) < limit * exact.std()
         np.testing.assert_array_equal(logits_of(path, ids, pin=False, prefill_chunk=3), found)
