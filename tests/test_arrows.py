@@ -29,7 +29,9 @@ ARROWS = {
     "engine": {"models", "cache"},
     "checkpoints": set(),
     "tokenization": set(),
-    "conversion": {"checkpoints", "models", "container", "quant", "codecs", "predictors"},
+    "conversion": {
+        "checkpoints", "models", "container", "quant", "codecs", "predictors", "_core",
+    },
     "probe": {"storage", "kernels", "_core"},
     "planning": {"cache"},
     "watch": {"probe"},
