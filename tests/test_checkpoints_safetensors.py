@@ -186,10 +186,10 @@ def test_hostile_headers_are_refused_within_a_second_and_16_mib(tmp_path, kind):
     header, data = HOSTILE[kind]
     path = put(tmp_path, header, data)
     tracemalloc.start()
-    started = time.perf_counter()
+    started = time.process_time()
     with pytest.raises(CheckpointError, match="model.safetensors"):
         open_checkpoint(path)
-    seconds, peak = time.perf_counter() - started, tracemalloc.get_traced_memory()[1]
+    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert seconds < 5  # traced; a second untraced
     assert peak < 16 * 2**20
