@@ -151,7 +151,9 @@ class InflatedCheckpoint(Checkpoint):
         name, old, by = tensor.names[0], self._old, self.inflation
         self._shapes[name] = tensor.shape
         if kind == "embed":
-            self._rows[name] = lambda ids: XX
+            self._rows[name] = lambda ids: np.take(
+                self._source_rows(source_name, ids), self._channel_of, axis=1
+            )
         elif kind == "head":
             self._rows[name] = lambda ids: self._spread(source_name, ids, ids, 1.0, stream)
         elif kind == "qkv":
