@@ -185,14 +185,17 @@ HOSTILE = {
 def test_hostile_headers_are_refused_within_a_second_and_16_mib(tmp_path, kind):
     header, data = HOSTILE[kind]
     path = put(tmp_path, header, data)
-    tracemalloc.start()
-    started = time.process_time()
+    started = time.process_time()  # the machine may be busy with others
     with pytest.raises(CheckpointError, match="model.safetensors"):
         open_checkpoint(path)
-    seconds, peak = time.process_time() - started, tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert seconds < 5  # traced; a second untraced
-    assert peak < 16 * 2**20
+    assert time.process_time() - started < 1
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError):
+            open_checkpoint(path)
+        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("n_header", [0, 1, 3, 2**31, 2**63, 2**64 - 1])
