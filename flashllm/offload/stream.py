@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 
+from ..errors import ChecksumError, CodecError, FlashReadError
 from .fetch import Fetch, Fetcher, spaced
 from .planner import SweepPlan
 from .stats import StepStats
@@ -25,13 +26,14 @@ _FOREVER = 1 << 62
 class Stage:
     """Room for one chunk: where it is read, and where it is decoded if it is coded."""
 
-    __slots__ = ("raw_address", "decoded_address", "fetch", "plan", "chunk")
+    __slots__ = ("raw_address", "decoded_address", "fetch", "plan", "chunk", "step")
 
     def __init__(self, raw_address: int, decoded_address: int):
         self.raw_address, self.decoded_address = raw_address, decoded_address
         self.fetch: Fetch | None = None
         self.plan: SweepPlan | None = None
         self.chunk = 0
+        self.step = 0  # in which it was submitted
 
 
 class Stream:
@@ -45,6 +47,7 @@ class Stream:
         self._taken: list[Stage] = []  # with the caller
         self._dropped: list[Stage] = []  # left, perhaps still being read into
         self._program: list[SweepPlan] = []
+        self._step = 0  # programs followed so far
         self._visit = self._chunk = 0  # the next chunk the caller will take
         self._next_visit = self._next_chunk = 0  # the next chunk to submit
         self.stats = StepStats()  # the store puts each step's here
@@ -63,6 +66,7 @@ class Stream:
             self._reclaim(self._dropped[0])
         self._program = [plan for plan in program if len(plan)]
         self._visit = self._chunk = 0
+        self._step += 1
         self._match()
 
     def enter(self, plan: SweepPlan) -> None:
@@ -105,7 +109,7 @@ class Stream:
         if first.fetch.done() < len(first.fetch.extents):
             start = time.perf_counter_ns()
             try:
-                first.fetch.wait()
+                self._wait(first)
             finally:
                 self.stats.wait_ns += time.perf_counter_ns() - start
         n = 1
@@ -117,6 +121,17 @@ class Stream:
             self._taken.append(stage)
         self._chunk += n
         return self._taken
+
+    def _wait(self, stage: Stage) -> None:
+        try:
+            stage.fetch.wait()
+        except (FlashReadError, ChecksumError, CodecError):
+            if stage.step == self._step:
+                raise
+            # Read ahead by an earlier step: this one has not asked for it yet, and asks now.
+            self._close(stage)
+            self._submit(stage)
+            stage.fetch.wait()
 
     @staticmethod
     def _arrived(stage: Stage) -> bool:
@@ -171,7 +186,7 @@ class Stream:
             plan = self._program[self._next_visit]
             stage = self._free[-1]
             stage.plan, stage.chunk = plan, self._next_chunk
-            stage.fetch = self._start(stage)
+            self._submit(stage)
             self._pending.append(stage)
             self._free.pop()
             self._next_chunk += 1
@@ -183,7 +198,8 @@ class Stream:
         self._free.append(stage)
         self._dropped.remove(stage)
 
-    def _start(self, stage: Stage) -> Fetch:
+    def _submit(self, stage: Stage) -> None:
+        stage.step = self._step
         source = stage.plan.owner
         frames = stage.plan.frames(stage.chunk)
         extents = source.extents(frames, max_gap=0, max_extent=_FOREVER)
@@ -192,7 +208,7 @@ class Stream:
             targets = spaced(stage.decoded_address, source.slot_bytes, len(frames))
         self.stats.bytes_read += extents.n_bytes
         self.stats.reads += len(extents)
-        return self._fetcher.start(
+        stage.fetch = self._fetcher.start(
             source, extents, targets=targets, raw_address=stage.raw_address
         )
 
