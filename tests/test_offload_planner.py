@@ -95,6 +95,12 @@ def test_sweep_brings_every_absent_frame_in_order(layout, max_gap, stage_bytes, 
     for chunk in chunks:
         assert chunk and lengths[chunk].sum() <= stage_bytes
         assert len(chunk) * decoded_bytes <= 5000
+    ends = offsets + lengths
+    assert plan.runs == all(
+        b == a + 1 and offsets[b] == ends[a]
+        for chunk in chunks
+        for a, b in zip(chunk, chunk[1:], strict=False)
+    )
     for f in set(read) - set(np.flatnonzero(absent)):
         before = max(i for i in np.flatnonzero(absent) if i < f)
         after = min(i for i in np.flatnonzero(absent) if i > f)

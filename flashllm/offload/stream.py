@@ -201,11 +201,15 @@ class Stream:
     def _submit(self, stage: Stage) -> None:
         stage.step = self._step
         source = stage.plan.owner
-        frames = stage.plan.frames(stage.chunk)
-        extents = source.extents(frames, max_gap=0, max_extent=_FOREVER)
+        if stage.plan.runs:
+            extents = source.run(*stage.plan.cuts[stage.chunk].tolist())
+        else:
+            frames = stage.plan.frames(stage.chunk)
+            extents = source.extents(frames, max_gap=0, max_extent=_FOREVER)
         targets = None
         if source.coded:
-            targets = spaced(stage.decoded_address, source.slot_bytes, len(frames))
+            n = len(extents.frames)
+            targets = spaced(stage.decoded_address, source.slot_bytes, n)
         self.stats.bytes_read += extents.n_bytes
         self.stats.reads += len(extents)
         stage.fetch = self._fetcher.start(
