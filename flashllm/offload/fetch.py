@@ -124,12 +124,12 @@ def linear_places(extents: Extents, source: FrameSource, address: int) -> np.nda
 def linear_batch(extents: Extents, source: FrameSource, address: int) -> tuple[Batch, np.ndarray]:
     """Each extent in one piece, one after the other; returns the batch and the frames' places."""
     places = linear_places(extents, source, address)
-    ends = np.cumsum(extents.length)
+    starts = np.cumsum(extents.length) - extents.length
     return Batch(
         extents.offset,
         extents.length,
         np.arange(len(extents) + 1, dtype=np.int32),
-        (ends - extents.length + address).astype(np.uint64),
+        (starts + address).astype(np.uint64),
         extents.length,
         *_checks(extents, source, places),
     ), places
