@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import textwrap
@@ -289,6 +290,28 @@ def test_exit_with_everything_open(tmp_path, codec):
         [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, timeout=60, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+@pytest.mark.parametrize("codec", ["raw", "zstd"])
+def test_fork_with_a_lease_out(tmp_path, codec):
+    """A child can close what it inherited and exit; the parent goes on."""
+    model = Model(tmp_path / "m.flash", codec)
+    store = model.store(model.share(0.2))
+    store.begin_step(ORDER, admit=True, next_order=ORDER)
+    leases = store.scan("layers.0.qkv")
+    next(leases)
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            store.close()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0
+    store.end_step()
+    run_step(model, store, np.random.default_rng(1))
+    model.close()
 
 
 def test_scans_go_on_beside_a_failed_read_ahead(tmp_path):

@@ -8,6 +8,7 @@ each, as their extents arrive.  Memory belongs to the caller and must stay until
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -200,7 +201,7 @@ class Fetch:
 
     __slots__ = (
         "source", "extents", "addresses", "failed", "_ticket", "_jobs", "_places", "_cancelled",
-        "_closed", "_arena",
+        "_closed", "_arena", "_pid",
     )  # fmt: skip
 
     def __init__(
@@ -212,7 +213,7 @@ class Fetch:
         self._jobs: list[_DecodeJob] = []
         self._places: np.ndarray = _NONE
         self._cancelled = self._closed = False
-        self._arena = arena
+        self._arena, self._pid = arena, os.getpid()
         arena.lease()
 
     def wait(self, upto: int | None = None) -> None:
@@ -255,6 +256,9 @@ class Fetch:
     def close(self) -> None:
         """Wait until nothing writes to the memory any more; idempotent."""
         if self._closed:
+            return
+        if os.getpid() != self._pid:  # forked: the threads that would end this stayed behind
+            self._closed = True
             return
         self._cancelled = True
         if self._ticket is not None:

@@ -18,8 +18,11 @@ DEMAND_BYTES = 4 * MIB
 DECODE_THREADS = 2
 MAX_GAP = 128 * KIB  # no gap longer than this is read through; the trash region's size
 
-# Python objects of one plane: arrays' headers, segment, source, cached sweep (measured: 3.1 KiB).
+# Python objects of one plane: arrays' headers, segment, source, sweep (measured: 2.3 KiB, 3.1 at
+# most while stepping).
 PLANE_OBJECT_BYTES = 4 * KIB
+THREAD_BYTES = 144 * KIB  # a decoding thread's touched stack and its kernel stack
+ZSTD_BYTES = MIB  # the zstandard module: 0.3 MiB of memory, and its file's pages while cold
 
 
 def slot_bytes_of(container) -> dict[str, int]:
@@ -123,7 +126,7 @@ def store_bytes(
         "stream ring": total("stream ring"),
         "demand area": total("demand", "trash"),
         "store tables": tables,
-        "decoders": decoders * decode_threads,
+        "decoders": (decoders + THREAD_BYTES) * decode_threads + ZSTD_BYTES if coded else 0,
     }
 
 

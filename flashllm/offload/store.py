@@ -13,6 +13,7 @@ dropped half-way, the store is ready for the next step.  One thread uses a store
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import closing
@@ -104,7 +105,7 @@ class WeightStore:
         self._clock = 0  # decode steps so far
         self._admit = True
         self._adaptive, self._debug, self._curve = mode == "adaptive", debug, curve
-        self._closed = False
+        self._closed, self._pid = False, os.getpid()
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
         self._total = StepStats()
         sizes = regions(
@@ -147,8 +148,8 @@ class WeightStore:
         self._sparse = [state for state in self._states.values() if state.sparse]
         # Also at interpreter exit: memory must not go while native threads read into it.
         self._shut_down = weakref.finalize(
-            self, _shut_down, self._sparse, self._picker, self._demand, self._stream,
-            self._fetcher, self._arena,
+            self, _shut_down, self._pid, self._sparse, self._picker, self._demand,
+            self._stream, self._fetcher, self._arena,
         )  # fmt: skip
 
     # --------------------------------------------------------------------------------- lifetime
@@ -173,11 +174,13 @@ class WeightStore:
     def close(self) -> None:
         """Wait for reads in flight, stop the threads, give the memory back; idempotent.
 
-        Address tables are zeroed: a kernel given one later reports an absent frame.
+        Address tables are zeroed: a kernel given one later reports an absent frame.  In a forked
+        child nothing is waited for: reads and threads are the parent's.
         """
         if self._closed:
             return
-        self._recover()
+        if os.getpid() == self._pid:
+            self._recover()
         self._closed = True
         for state in self._states.values():
             state.segment.addresses[:] = 0
@@ -389,8 +392,13 @@ class WeightStore:
             )
 
 
-def _shut_down(sparse, picker, demand, stream, fetcher, arena) -> None:
-    """What close() ends, in order; knows the parts and not the store, so that it can outlive it."""
+def _shut_down(pid, sparse, picker, demand, stream, fetcher, arena) -> None:
+    """What close() ends, in order; knows the parts and not the store, so that it can outlive it.
+
+    Nothing in a forked child: reads and threads are the parent's.
+    """
+    if os.getpid() != pid:
+        return
     for state in sparse:
         picker.drop_prefetch(state)
     demand.reset()

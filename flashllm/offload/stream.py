@@ -72,6 +72,8 @@ class Stream:
     def enter(self, plan: SweepPlan) -> None:
         """The caller starts sweeping `plan`, skipping what the program had before it, or
         leaving the program for it when it is not there at all."""
+        if len(plan) and not self._stages:
+            raise AssertionError(f"{plan.owner.name} streams and the ring has no stages")
         self._chunk = 0
         if len(plan) == 0 or (
             self._visit < len(self._program) and self._program[self._visit] is plan
