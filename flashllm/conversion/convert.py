@@ -89,11 +89,11 @@ def convert(
 ) -> ConversionReport:
     """Converts the checkpoint `input` (a path or an opened one) into the container `output`.
 
-    quant: "keep" (types as the checkpoint has them), "f32", "f16", "bf16", "int8", "int4"; norms and biases are float32
-    in each.  codec: "auto" measures and decides (`ConversionReport.codecs` says what), or a codec's
-    name for every plane that it can code.  order: layer -> int[intermediate_size], the checkpoint's
-    neuron at each place of the file.  frame_bytes: the size of all frames, for experiments.
-    flash_bytes_per_s: what the target device reads, for the codec decision.
+    quant: "keep" (types as the checkpoint has them), "f32", "f16", "bf16", "int8" or "int4"; norms
+    and biases are float32 in each.  codec: "auto" measures and decides (the report's `codecs` says
+    what), or a codec's name for every plane that it can code.  order: layer -> int array of the
+    checkpoint's neuron at each place of the file.  frame_bytes: the size of all frames, for
+    experiments.  flash_bytes_per_s: what the target device reads, for the codec decision.
     progress(done, total, label) in bytes of decoded planes.
 
     Peak memory: 128 MiB with the interpreter, plus the index.  Raises CheckpointError for a source
