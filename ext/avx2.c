@@ -106,10 +106,12 @@ FN vf load_bf16_part(const uint8_t *p, size_t n) { return widen_bf16(load_halves
 FN vf widen_i8(__m128i bytes) { return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)); }
 FN vf load_i8(const uint8_t *p) { return widen_i8(_mm_loadl_epi64((const __m128i *)p)); }
 
-FN vf load_i4(const uint8_t *p, int shift)
+FN vf load_i4(const uint8_t *p, const int shift)
 {
-    __m128i bytes = _mm_srl_epi16(_mm_loadl_epi64((const __m128i *)p), _mm_cvtsi32_si128(shift));
-    return widen_i8(_mm_sub_epi8(_mm_and_si128(bytes, _mm_set1_epi8(15)), _mm_set1_epi8(8)));
+    __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
+    __m256i levels = shift ? _mm256_srli_epi32(bytes, 4)
+                           : _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+    return _mm256_cvtepi32_ps(_mm256_sub_epi32(levels, _mm256_set1_epi32(8)));
 }
 
 FN vf load_scale(const uint8_t *p)

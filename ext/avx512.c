@@ -85,10 +85,12 @@ FN vf load_bf16_part(const uint8_t *p, size_t n) { return widen_bf16(load_halves
 FN vf widen_i8(__m128i bytes) { return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(bytes)); }
 FN vf load_i8(const uint8_t *p) { return widen_i8(_mm_loadu_si128((const __m128i *)p)); }
 
-FN vf load_i4(const uint8_t *p, int shift)
+/* A permutation looks at the low 4 bits of an index only: a table of the 16 levels. */
+FN vf load_i4(const uint8_t *p, const int shift)
 {
-    __m128i bytes = _mm_srl_epi16(_mm_loadu_si128((const __m128i *)p), _mm_cvtsi32_si128(shift));
-    return widen_i8(_mm_sub_epi8(_mm_and_si128(bytes, _mm_set1_epi8(15)), _mm_set1_epi8(8)));
+    const vf levels = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+    __m512i bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p));
+    return _mm512_permutexvar_ps(shift ? _mm512_srli_epi32(bytes, 4) : bytes, levels);
 }
 
 FN vf load_scale(const uint8_t *p)
