@@ -19,14 +19,6 @@ enum { CHUNK = W / 8 };          /* groups in a vector of integer products */
 
 #define UNROLL _Pragma("GCC unroll 8")
 
-/* The first lines of the next rows: a row's start is where the hardware cannot guess. */
-FN void prefetch_rows(const uint8_t *const *rows, size_t from, size_t n_rows)
-{
-    size_t to = from + R_BLOCK < n_rows ? from + R_BLOCK : n_rows;
-    for (size_t r = from; r < to; r++)
-        for (int line = 0; line < 4; line++) __builtin_prefetch(rows[r] + 64 * line);
-}
-
 /* Write R sums of T tokens. */
 FN void finish(const int R, const int T, vf acc[R_BLOCK][DOT_T], float *out, size_t stride)
 {
@@ -51,20 +43,25 @@ FN void clear(vf acc[R_BLOCK][DOT_T])
     {                                                                                              \
         size_t r = 0, T = (size_t)acts->n_tokens;                                                  \
         for (; r + R_BLOCK <= n_rows; r += R_BLOCK) {                                              \
-            prefetch_rows(rows, r + R_BLOCK, n_rows);                                              \
+            const uint8_t *const *next = r + 2 * R_BLOCK <= n_rows ? rows + r + R_BLOCK : rows + r; \
             size_t t = 0;                                                                          \
             for (; t + DOT_T <= T; t += DOT_T)                                                     \
-                BLOCK(R_BLOCK, DOT_T, acts, rows + r, t, out + t * stride + r, stride);            \
-            for (; t < T; t++) BLOCK(R_BLOCK, 1, acts, rows + r, t, out + t * stride + r, stride); \
+                BLOCK(R_BLOCK, DOT_T, acts, rows + r, next, t, out + t * stride + r, stride);      \
+            for (; t < T; t++)                                                                     \
+                BLOCK(R_BLOCK, 1, acts, rows + r, next, t, out + t * stride + r, stride);          \
         }                                                                                          \
         for (; r < n_rows; r++)                                                                    \
             for (size_t t = 0; t < T; t++)                                                         \
-                BLOCK(1, 1, acts, rows + r, t, out + t * stride + r, stride);                      \
+                BLOCK(1, 1, acts, rows + r, rows + r, t, out + t * stride + r, stride);            \
     }
 
-#define FLOAT_STEP(LOADED, X)                                                                      \
+#define FLOAT_STEP(LOADED, AT, X)                                                                    \
     vf w[R_BLOCK];                                                                                 \
-    UNROLL for (int r = 0; r < R; r++) w[r] = LOADED;                                              \
+    UNROLL for (int r = 0; r < R; r++)                                                             \
+    {                                                                                              \
+        w[r] = LOADED;                                                                             \
+        if (T == 1) __builtin_prefetch(next[r] + AT);                                              \
+    }                                                                                              \
     UNROLL for (int t = 0; t < T; t++)                                                             \
     {                                                                                              \
         vf xv = X;                                                                                 \
@@ -73,17 +70,17 @@ FN void clear(vf acc[R_BLOCK][DOT_T])
 
 #define FLOAT_DOT(TYPE, SIZE)                                                                      \
     FN void block_##TYPE(const int R, const int T, const fl_acts *acts, const uint8_t *const *rows, \
-                         size_t t0, float *out, size_t stride)                                     \
+                         const uint8_t *const *next, size_t t0, float *out, size_t stride)                                     \
     {                                                                                              \
         size_t n = (size_t)acts->n_cols, c = 0;                                                    \
         const float *x = acts->x + t0 * n;                                                         \
         vf acc[R_BLOCK][DOT_T];                                                                    \
         clear(acc);                                                                                \
         for (; c + W <= n; c += W) {                                                               \
-            FLOAT_STEP(load_##TYPE(rows[r] + SIZE * c), v_load(x + (size_t)t * n + c))             \
+            FLOAT_STEP(load_##TYPE(rows[r] + SIZE * c), SIZE * c, v_load(x + (size_t)t * n + c))             \
         }                                                                                          \
         if (c < n) {                                                                               \
-            FLOAT_STEP(load_##TYPE##_part(rows[r] + SIZE * c, n - c),                              \
+            FLOAT_STEP(load_##TYPE##_part(rows[r] + SIZE * c, n - c), SIZE * c,                             \
                        v_load_part(x + (size_t)t * n + c, n - c))                                  \
         }                                                                                          \
         finish(R, T, acc, out, stride);                                                            \
@@ -99,6 +96,7 @@ FLOAT_DOT(bf16, 2)
     UNROLL for (int r = 0; r < R; r++)                                                             \
     {                                                                                              \
         wi w = w_int(rows[r] + g * group_bytes, GROUPS);                                           \
+        if (T == 1) __builtin_prefetch(next[r] + g * group_bytes);                                 \
         vf ws = w_scale(rows[r] + groups * group_bytes + 2 * g, GROUPS);                           \
         UNROLL for (int t = 0; t < T; t++)                                                         \
             acc[r][t] = v_fma(w_dot(w, q + (size_t)t * q_stride + g * FL_GROUP),                   \
@@ -107,7 +105,7 @@ FLOAT_DOT(bf16, 2)
 
 #define INTEGER_DOT(TYPE, GROUP_BYTES)                                                             \
     FN void block_##TYPE(const int R, const int T, const fl_acts *acts, const uint8_t *const *rows, \
-                         size_t t0, float *out, size_t stride)                                     \
+                         const uint8_t *const *next, size_t t0, float *out, size_t stride)                                     \
     {                                                                                              \
         const size_t group_bytes = GROUP_BYTES, q_stride = (size_t)acts->q_stride;                 \
         const size_t scale_stride = (size_t)acts->scale_stride;                                    \
