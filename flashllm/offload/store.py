@@ -107,6 +107,7 @@ class WeightStore:
         self._adaptive, self._debug, self._curve = mode == "adaptive", debug, curve
         self._closed, self._pid = False, os.getpid()
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
+        self._unfinished = 0  # iterators that were begun and have not run to their end
         self._total = StepStats()
         sizes = regions(
             container, resident=resident, stage_bytes=stage_bytes, ring_stages=ring_stages,
@@ -275,12 +276,14 @@ class WeightStore:
     def _picked(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
         addresses, n_items = state.segment.addresses, state.source.n_items
         at = 0
+        self._unfinished += 1
         self._step.planes_picked += 1
         with closing(self._picker.pick(state, ids, self._clock)) as picked:
             for stop in picked:
                 if stop > at:
                     yield Lease(0, n_items, addresses, ids[at:stop], at)
                     at = stop
+        self._unfinished -= 1
 
     def _acquire_swept(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
         addresses, n_items = state.segment.addresses, state.source.n_items
@@ -302,6 +305,7 @@ class WeightStore:
         iterator; ascending, covering the plane."""
         sweep, segment, stream = state.sweep(), state.segment, self._stream
         most = max(1, stream.n_stages // 2)  # the other half keeps the device busy
+        self._unfinished += 1
         stream.enter(sweep)
         try:
             start = 0
@@ -327,6 +331,7 @@ class WeightStore:
         finally:
             segment.take_back()
             stream.leave(sweep)
+        self._unfinished -= 1
 
     def gather(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy the items `ids` (any order, repeats allowed) into uint8 `out` [n, stride]."""
@@ -361,9 +366,16 @@ class WeightStore:
             leases.close()
 
     def _recover(self) -> None:
+        """End the open iterator; where one was interrupted, even in its clean-up, make sure.
+
+        After iterators that ran to their end nothing is repaired, so that check() finds our own
+        mistakes.
+        """
         self._end_iterator()
-        for state in self._sparse:
-            state.recover()
+        if self._unfinished:
+            self._unfinished = 0
+            for state in self._states.values():
+                state.recover()
 
     def _state(self, plane: str) -> PlaneState:
         try:
