@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from flashllm._core import xxh64
 
-from flashllm.container import open_container, verify
+from flashllm.container import ContainerWriter, open_container, verify
 from flashllm.container.base import FRAME_ROW
 from flashllm.container.verification import MAX_LISTED
 from flashllm.errors import ChecksumError, FlashError, FlashReadError, FormatError
 
-from .container_makers import Forger, make_container
+from .container_makers import Forger, make_container, make_items, write_plane
 
 SMALL = [
     ("embed", "rows", [("row", "bf16", 48)], 5, 4, "planes", {}),
@@ -56,7 +56,7 @@ def test_every_flipped_byte_is_noticed(path):
     offsets = [at for start, end in content for at in range(start, end)]
     padding = set(range(size)) - set(offsets)
     offsets += [
-        at for at in padding if at % 61 == 0 or at - 1 not in padding or at + 1 not in padding
+        at for at in padding if at % 251 == 0 or at - 1 not in padding or at + 1 not in padding
     ]
     raw = path.read_bytes()
     with open(path, "r+b", buffering=0) as file:
@@ -96,7 +96,11 @@ def test_damage_is_named(path):
         assert container.read_blob("tokenizer.json")
 
 
-def test_every_truncation_is_noticed_at_open(path):
+def test_every_truncation_is_noticed_at_open(tmp_path):
+    path = tmp_path / "x.flash"
+    with ContainerWriter(path, family="llama", config={}) as writer:
+        write_plane(writer, SMALL[1], make_items(SMALL[1][2], SMALL[1][3]))
+        writer.commit()
     size = path.stat().st_size
     fd = os.open(path, os.O_RDWR)
     try:
@@ -226,7 +230,14 @@ def test_file_cut_after_it_was_opened(path):
         os.truncate(path, 16384)
         with pytest.raises(FlashReadError, match="ends .* early"):
             container.load_vectors()
-        with open(path, "rb") as file, pytest.raises(FlashReadError, match="replaced or cut"):
+        with open(path, "rb") as file, pytest.raises(FlashReadError, match="replaced or changed"):
+            container.check_same_file(file.fileno())
+
+
+def test_file_rewritten_after_it_was_opened(path):
+    with open_container(path) as container:
+        os.utime(path, ns=(0, 0))
+        with open(path, "rb") as file, pytest.raises(FlashReadError, match="changed"):
             container.check_same_file(file.fileno())
 
 

@@ -56,6 +56,7 @@ def test_plane_geometry(tmp_path):
         ffn = container.planes["layers.0.ffn"]
         assert (ffn.kind, ffn.n_items, ffn.per_frame, ffn.n_frames) == ("bundles", 19, 5, 4)
         assert ffn.piece("up").row_bytes == 36 and ffn.piece("down").offset == 48
+        assert ffn.gaps == ((36, 48), (60, 64)) and container.planes["embed"].gaps == ()
         assert ffn.stride == 64 and ffn.frame_bytes == 320
         assert [ffn.n_items_in(frame) for frame in range(4)] == [5, 5, 5, 4]
         qkv = container.planes["layers.0.qkv"]
@@ -211,6 +212,8 @@ def test_writer_misuse(tmp_path):
             with pytest.raises(UsageError, match="uint8"):
                 writer.write_items(wrong)
         writer.write_items(np.zeros((2, 48), np.uint8))
+        with pytest.raises(UsageError, match="between pieces"):
+            writer.write_items(np.ones((1, 48), np.uint8))
         with pytest.raises(UsageError, match="2 of 3 items"):
             writer.end_plane()
         with pytest.raises(UsageError, match="has 3 items, not 4"):

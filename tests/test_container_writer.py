@@ -7,21 +7,16 @@ import errno
 import os
 import random
 import signal
-import subprocess
-import sys
 import tracemalloc
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from flashllm.container import ContainerWriter, lay_out_pieces, open_container, verify
 from flashllm.container import writer as writer_module
-from flashllm.errors import BusyError, ConversionError, UsageError
+from flashllm.errors import BusyError, ConversionError, FormatError, UsageError
 
 from .container_makers import PLANES, make_container, make_items, write_plane
-
-REPO = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -176,6 +171,15 @@ def test_a_link_in_place_of_the_partial_file_is_not_followed(tmp_path):
     assert victim.read_text() == "precious"
 
 
+def test_special_files_in_place_of_the_temporary_ones(tmp_path):
+    for name in ("x.flash.partial", "y.flash.partial.journal"):
+        os.mkfifo(tmp_path / name)
+    with pytest.raises(ConversionError):
+        ContainerWriter(tmp_path / "x.flash", family="opt", config={})
+    with pytest.raises(FormatError, match="FIFO"):
+        ContainerWriter(tmp_path / "y.flash", family="opt", config={})
+
+
 def test_targets(tmp_path):
     with pytest.raises(ConversionError, match="No such file"):
         ContainerWriter(tmp_path / "nowhere" / "x.flash", family="opt", config={})
@@ -253,58 +257,61 @@ def test_the_order_of_durability(tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------ kills
 
-CHILD = """
-import sys
-from tests.container_makers import make_container
-make_container(sys.argv[1])
-"""
 
-# Kills itself at the n-th call that touches the disk, before or half-way through it.
-CHILD_KILLED_AT = """
-import os, signal, sys
-from flashllm.container import writer as writer_module
-writer_module.BATCH_BYTES = 2048
-left = [int(sys.argv[2])]
-def guard(name):
-    true = getattr(os, name)
-    def call(*args, **more):
-        left[0] -= 1
-        if left[0] == 0:
-            if name in ("pwrite", "write"):
-                args = (args[0], args[1][: len(args[1]) // 2], *args[2:])
-                true(*args)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return true(*args, **more)
-    setattr(os, name, call)
-for name in ("pwrite", "write", "fsync", "replace", "ftruncate", "fchmod", "unlink"):
-    guard(name)
-from tests.container_makers import make_container
-make_container(sys.argv[1])
-"""
+def killed_at(path, nth: int) -> bool:
+    """Write the container in a child that kills itself at its n-th call that touches the disk,
+    half-way through if it is a write; False if it got to its end before."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _count_down(nth)
+            make_container(path)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.waitstatus_to_exitcode(status) == 0
+    return os.WIFSIGNALED(status)
 
 
-def run(script: str, *args: str, wait: bool = True) -> subprocess.Popen:
-    child = subprocess.Popen([sys.executable, "-c", script, *args], cwd=REPO)
-    if wait:
-        child.wait()
-    return child
+def _count_down(nth: int) -> None:
+    writer_module.BATCH_BYTES = 2048
+    left = nth
+
+    def guard(name: str) -> None:
+        true = getattr(os, name)
+
+        def call(*args, **more):
+            nonlocal left
+            left -= 1
+            if left == 0:
+                if name in ("pwrite", "write"):
+                    true(args[0], args[1][: len(args[1]) // 2], *args[2:])
+                os.kill(os.getpid(), signal.SIGKILL)
+            return true(*args, **more)
+
+        setattr(os, name, call)
+
+    for name in ("pwrite", "write", "fsync", "replace", "ftruncate", "fchmod", "unlink"):
+        guard(name)
 
 
-def test_killed_at_every_call(tmp_path, reference):
-    """In one directory, so that each run meets what the one before left behind."""
+@pytest.mark.parametrize("fresh", [True, False])
+def test_killed_at_every_call(tmp_path, reference, fresh):
+    """Either each kill meets an empty directory, or what the kills before have left behind."""
     path = tmp_path / "model.flash"
-    kills = 0
-    for nth in range(1, 400):
-        child = run(CHILD_KILLED_AT, str(path), str(nth))
+    nth = 1
+    while killed_at(path, nth):
         if path.exists():
             assert path.read_bytes() == reference
             path.unlink()
-        if child.returncode == 0:
-            break
-        assert child.returncode == -signal.SIGKILL
-        kills += 1
-    assert kills >= 10
-    run(CHILD, str(path))
+        elif fresh:
+            assert not killed_at(path, 10**9)
+            assert path.read_bytes() == reference
+            assert os.listdir(tmp_path) == ["model.flash"]
+            path.unlink()
+        nth += 1
+    assert nth >= 15
     assert path.read_bytes() == reference
     assert os.listdir(tmp_path) == ["model.flash"]
 

@@ -98,6 +98,14 @@ class PlaneShape:
         last = self.pieces[-1]
         return align_up(last.offset + last.row_bytes, PIECE_ALIGNMENT)
 
+    @cached_property
+    def gaps(self) -> tuple[tuple[int, int], ...]:
+        """(start, stop) of the bytes of an item that belong to no piece, and are zero."""
+        starts = [0, *(piece.offset + piece.row_bytes for piece in self.pieces)]
+        stops = [*(piece.offset for piece in self.pieces), self.stride]
+        pairs = zip(starts, stops, strict=True)
+        return tuple((start, stop) for start, stop in pairs if start < stop)
+
     @property
     def frame_bytes(self) -> int:
         """Bytes of every decoded frame."""

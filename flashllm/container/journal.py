@@ -10,6 +10,7 @@ their digests.
 from __future__ import annotations
 
 import base64
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .._core import xxh64
 from ..errors import FlashReadError, FormatError
 from ..units import align_up
 from .base import FRAME_ROW, SECTION_ALIGNMENT, PlaneShape, frame_seed
-from .files import drop_page_cache, read_exactly
+from .files import drop_page_cache, open_regular, read_exactly
 from .manifest import canonical_json, parse_plane, plane_to_json
 
 
@@ -67,7 +68,7 @@ class Journal:
         """Planes noted by an earlier run of the conversion `identity`; none by any other."""
         planes: list[WrittenPlane] = []
         try:
-            with open(self.path, "rb") as file:
+            with os.fdopen(open_regular(self.path), "rb") as file:
                 if _parse_line(file.readline()) != identity:
                     return []
                 for line in file:
@@ -75,8 +76,9 @@ class Journal:
                     if plane is None:
                         break
                     planes.append(plane)
-        except FileNotFoundError:
-            return []
+        except FlashReadError as error:
+            if error.errno != errno.ENOENT:
+                raise
         return planes
 
     def _parse_plane(self, entry: object, identity: dict) -> WrittenPlane | None:
@@ -100,7 +102,7 @@ class Journal:
     def start(self, identity: dict, planes: list[WrittenPlane]) -> None:
         """Begin the file anew with what is known so far, replacing the old one at once."""
         new = self.path.with_name(self.path.name + ".new")
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
         self._fd = os.open(new, flags, 0o600)
         self._append(identity)
         for plane in planes:

@@ -45,6 +45,12 @@ def open_container(path: str | os.PathLike) -> Container:
     return Container(path, fd, superblock, index)
 
 
+def _identity(fd: int) -> tuple[int, ...]:
+    """What tells one state of a file from another: device, inode, size, time of change."""
+    found = os.fstat(fd)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
 class Container:
     """An accepted container.  Close it, or use it in a `with`; planes stay valid afterwards.
 
@@ -72,6 +78,7 @@ class Container:
         }
         self.vectors_section = index.vectors
         self._fd: int | None = fd
+        self._opened = _identity(fd)
 
     def __enter__(self) -> Container:
         return self
@@ -95,11 +102,9 @@ class Container:
         return self._fd
 
     def check_same_file(self, fd: int) -> None:
-        """FlashReadError unless `fd` is this very file: not replaced, rewritten or cut since."""
-        ours, theirs = os.fstat(self.fileno()), os.fstat(fd)
-        same = (ours.st_dev, ours.st_ino) == (theirs.st_dev, theirs.st_ino)
-        if not same or theirs.st_size != self.size:
-            why = "the file was replaced or cut since it was opened"
+        """FlashReadError unless `fd` is this very file, neither replaced nor changed since."""
+        if _identity(fd) != self._opened:
+            why = "the file was replaced or changed since it was opened"
             raise FlashReadError(errno.ESTALE, why, self.path, 0)
 
     @property

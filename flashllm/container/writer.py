@@ -236,7 +236,7 @@ class ContainerWriter:
         self._journal.start(self._identity, self._planes)
 
     def write_items(self, items: np.ndarray) -> None:
-        """Append `items` uint8[k, stride] to the open plane; any k."""
+        """Append `items` uint8[k, stride] to the open plane; any k; zeros between pieces."""
         self._check_open()
         plane = self._open
         if plane is None:
@@ -245,6 +245,8 @@ class ContainerWriter:
         if items.ndim != 2 or items.dtype != np.uint8 or items.shape[1] != shape.stride:
             found = f"{items.dtype}{list(items.shape)}"
             raise UsageError(f"plane {shape.name} takes uint8[k, {shape.stride}], not {found}")
+        if any(items[:, start:stop].any() for start, stop in shape.gaps):
+            raise UsageError(f"plane {shape.name}: bytes between pieces must be zero")
         if plane.n_items + len(items) > shape.n_items:
             raise UsageError(
                 f"plane {shape.name} has {shape.n_items} items, not {plane.n_items + len(items)}"
