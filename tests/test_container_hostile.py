@@ -80,6 +80,15 @@ def test_superblock(good, tmp_path, match, fields):
     refused(path, match)
 
 
+@pytest.mark.parametrize("byte", [24, 31, 72, 103, 120, 127])
+def test_superblock_checksum(good, tmp_path, byte):
+    """File id, index hash, the checksum itself: a flip in what no other rule looks at."""
+    raw = bytearray(good.read_bytes())
+    raw[byte] ^= 1
+    (tmp_path / "x").write_bytes(raw)
+    refused(tmp_path / "x", "superblock checksum")
+
+
 @pytest.mark.parametrize("version", [0, 2, 2**24, 2**32 - 1])
 def test_other_versions_are_named(good, tmp_path, version):
     path = Forger(good).seal(tmp_path / "x", version=version)

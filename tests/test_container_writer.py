@@ -255,6 +255,26 @@ def test_the_order_of_durability(tmp_path, monkeypatch):
     assert calls[-4:] == ["pwrite", "fsync", "replace", "fsync"]
 
 
+def test_a_commit_that_stops_before_the_rename(tmp_path, monkeypatch, uninterrupted):
+    """The partial file is whole by then; the next run must not grow something that opens."""
+
+    def failing(*_):
+        raise OSError(errno.EIO, "Input/output error")
+
+    path, partial = tmp_path / "x.flash", tmp_path / "x.flash.partial"
+    interrupt(path, 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda fd: patch.setattr(os, "replace", failing))
+        with pytest.raises(ConversionError, match="is kept"):
+            go_on(path)
+    open_container(partial).close()
+    interrupt(path, 4)
+    with pytest.raises(FormatError, match="magic"):
+        open_container(partial)
+    assert go_on(path) == []
+    assert path.read_bytes() == uninterrupted
+
+
 # ------------------------------------------------------------------------------------------ kills
 
 
