@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..container.verify import verify
+from ..container.verification import verify
+from ..units import format_size
 from .progress import Progress
 
 
