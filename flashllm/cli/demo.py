@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _widened(folder: Path, size: int) -> Path:
     """The bundled model widened to at least `size` bytes; made once per folder."""
-    from ..conversion.inflate import inflate
+    from ..conversion.enlarge import inflate
 
     folder.mkdir(parents=True, exist_ok=True)
     out = folder / f"demo-{size // MIB}MiB.flash"

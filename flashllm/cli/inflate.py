@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..conversion.inflate import inflate
+from ..conversion.enlarge import inflate
 from ..units import format_size, parse_size
 from .progress import Progress
 

@@ -16,7 +16,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     progress = Progress()
-    report = verify(args.model, progress=progress)
+    found = verify(args.model, progress=lambda done, total: progress(done, total, "verify"))
     progress.close()
-    print(report.render(), file=sys.stderr)
-    return 0 if report.ok else 3
+    for damage in found.damage:
+        print(f"{args.model}: {damage}", file=sys.stderr)
+    verdict = "every byte is as written" if found.ok else f"{found.n_damaged} damaged blocks"
+    print(f"{args.model}: {format_size(found.size)}, {found.n_frames} frames: {verdict}; "
+          f"sha256 {found.sha256}", file=sys.stderr)
+    return 0 if found.ok else 3

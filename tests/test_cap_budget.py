@@ -1,0 +1,94 @@
+"""The cap under a kernel limit (R-01 to R-03, R-05): cold cache, exact groups, the kernel's numbers.
+
+The model is inflated on the spot; sizes are small so that the suite stays quick.  The same checks
+at 1 GiB and more are in bench/ (frontier.py) with their cards.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from .capped import generate, n_resident_pages, needs_cgroup
+
+from flashllm import LLM
+from flashllm.conversion.enlarge import inflate
+from flashllm.units import MIB
+
+pytestmark = [needs_cgroup, pytest.mark.cgroup]
+
+GOLDEN = Path(__file__).parent / "golden"
+SIZE = 192 * MIB
+TOKENS = 24
+
+
+@pytest.fixture(scope="module", params=["sparse raw", "dense zstd"])
+def model(request, tmp_path_factory):
+    kind, codec = request.param.split()
+    source = {"sparse": "llama-relu", "dense": "llama-mha"}[kind]
+    path = tmp_path_factory.mktemp("cap") / f"{kind}.flash"
+    quant = "int8" if codec == "raw" else "bf16"
+    inflate(str(GOLDEN / source), str(path), size_bytes=SIZE, quant=quant, codec=codec)
+    return path
+
+
+@pytest.fixture(scope="module")
+def resident_tokens(model):
+    with LLM(str(model), ram_budget="4GiB") as llm:
+        return llm.generate(
+            [1, 5, 9, 20, 33, 7, 42, 11], max_tokens=TOKENS, temperature=0, ignore_eos=True
+        ).tokens
+
+
+def floor_of(model) -> int:
+    run = generate(model, 8 * MIB, group_bytes=512 * MIB, cold=False)
+    assert run.code == 4, run.err
+    return int(re.search(r"floor of (\d+) bytes", run.err)[1])
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5])
+def test_exact_group_same_tokens_no_kill_limit_never_hit(model, share, resident_tokens):
+    budget = int(model.stat().st_size * share)
+    run = generate(model, budget, "--storage", "direct", tokens=TOKENS)
+    flash = run.result["flash"]
+    assert run.result["tokens"] == resident_tokens
+    assert run.charges.oom_kills == 0
+    assert flash["limit_hits"] == 0
+    assert flash["peak_rss"] <= budget
+    assert n_resident_pages(model) * 4096 < 4 * MIB
+
+
+@pytest.mark.parametrize("share", [0.75, 0.5])
+def test_in_a_larger_group_the_peak_stays_under_the_budget(model, share, resident_tokens):
+    budget = int(model.stat().st_size * share)
+    run = generate(model, budget, "--storage", "direct", group_bytes=budget * 5 // 4, tokens=TOKENS)
+    assert run.result["tokens"] == resident_tokens
+    assert max(run.charges.peak_bytes, run.result["flash"]["peak_rss"]) <= budget
+
+
+def test_the_stated_floor_runs_and_a_step_below_is_refused(model, resident_tokens):
+    floor = floor_of(model)
+    # The floor counts this very process, which differs by a few pages from run to run.
+    near = floor + MIB
+    run = generate(model, near, "--storage", "direct", tokens=TOKENS)
+    assert run.result["tokens"] == resident_tokens and run.charges.oom_kills == 0
+    below = generate(model, floor - MIB, group_bytes=floor * 2)
+    assert below.code == 4 and "floor" in below.err
+
+
+@pytest.mark.parametrize("storage", ["pread", "mmap"])
+def test_other_backends_cold(model, storage, resident_tokens):
+    budget = model.stat().st_size // 2
+    run = generate(model, budget, "--storage", storage, tokens=TOKENS)
+    assert run.result["tokens"] == resident_tokens
+    assert run.charges.oom_kills == 0
+
+
+@pytest.mark.parametrize("storage", ["direct", "pread"])
+def test_a_warm_cache_changes_nothing(model, storage, resident_tokens):
+    budget = model.stat().st_size // 2
+    model.read_bytes()  # now the pages are in the cache, charged to us and not to the child
+    run = generate(model, budget, "--storage", storage, tokens=TOKENS, cold=False)
+    assert run.result["tokens"] == resident_tokens
+    assert run.result["flash"]["peak_rss"] <= budget
