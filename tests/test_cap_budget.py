@@ -19,8 +19,8 @@ from flashllm.units import MIB
 pytestmark = [needs_cgroup, pytest.mark.cgroup]
 
 GOLDEN = Path(__file__).parent / "golden"
-SIZE = 192 * MIB
-TOKENS = 24
+SIZE = 160 * MIB
+TOKENS = 10
 
 
 @pytest.fixture(scope="module", params=["sparse raw", "dense zstd"])

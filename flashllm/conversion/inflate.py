@@ -305,7 +305,7 @@ class InflatedCheckpoint(Checkpoint):
         dtype = self.dtype(name)
         if dtype == "f32":
             return values
-        raw = WEIGHT_TYPES[dtype].encode(values.reshape(len(values), -1))
+        raw = WEIGHT_TYPES[dtype].encode(values.reshape(-1, values.shape[-1]))
         return raw.view(STORAGE_DTYPES[dtype]).reshape(values.shape)
 
     @property
