@@ -257,6 +257,13 @@ def test_misuse(raw_model):
     with pytest.raises(UnknownNameError, match="layers.9.ffn"):
         WeightStore(raw_model.container, raw_model.storage, resident={"layers.9.ffn": 1},
                     curve=DEFAULT_CURVE)  # fmt: skip
+    for options, error in (
+        ({"policy": "clock"}, UnknownNameError),
+        ({"policy": "belady"}, UsageError),
+        ({"mode": "lazy"}, UnknownNameError),
+    ):
+        with pytest.raises(error):
+            raw_model.store(**options)
     with pytest.raises(UsageError, match="dense"):
         store.acquire("layers.2.ffn", np.zeros(1, np.int32))
     for bad in ([3, 2], [1, 1], [-1], [90]):
@@ -307,3 +314,11 @@ def test_the_arena_is_what_was_planned(model, share):
     each = slot_bytes_of(model.container)
     slots = sum(n * each[name] for name, n in resident.items())
     assert sum(costs.fixed.values()) + 5 * costs.stage + slots >= sum(lines.values())
+
+
+@pytest.mark.parametrize("policy", ["window", "lru", "lfu"])
+def test_every_policy_serves(raw_model, policy):
+    store = raw_model.store(raw_model.share(0.3), mode="cached", policy=policy)
+    rng = np.random.default_rng(6)
+    hits = sum(run_step(raw_model, store, rng, density=0.2).hits for _ in range(15))
+    assert hits > 0

@@ -14,7 +14,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..units import KIB, align_up
-from .fetch import MAX_PIECES, Fetch, Fetcher, FrameSource
+from .fetch import Fetch, Fetcher
+from .frames import MAX_PIECES, FrameSource
 from .planner import Extents, coalesce
 from .stats import StepStats
 

@@ -10,7 +10,7 @@ from ..cache.policies import POLICIES
 from ..cache.segment import Segment
 from ..container.base import CODECS, Plane
 from ..units import KIB, MIB, align_up
-from .fetch import RAW, slot_bytes
+from .frames import RAW, slot_bytes
 
 STAGE_BYTES = MIB  # one read of the ring: sequential speed is reached from 1 MiB on
 RING_STAGES = 16

@@ -7,13 +7,16 @@ stays).  Which one never changes what is computed.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache.policies import Policy
+from ..cache.arena import Arena
+from ..cache.policies import POLICIES, Policy
 from ..cache.segment import Segment
-from .fetch import Fetch, FrameSource
+from .fetch import Fetch
+from .frames import FrameSource
 from .planner import (
     Curve,
     SweepPlan,
@@ -22,7 +25,9 @@ from .planner import (
     pick_seconds,
     plan_sweep,
     sweep_seconds,
+    worthwhile_gap,
 )
+from .sizing import MAX_GAP
 
 EVALUATE_EVERY = 8  # steps between two looks at a plane's costs
 HYSTERESIS = 0.8  # the other mode must cost less than this share of the current one
@@ -136,3 +141,34 @@ class PlaneState:
             loading = used[segment.addresses[segment.slot_frame[used]] == 0]
             segment.evict(loading)
             self.residency_changed()
+
+
+def make_states(
+    container,
+    arena: Arena,
+    *,
+    resident: Mapping[str, int],
+    sparse: Collection[str],
+    policy: str,
+    policy_options: Mapping,
+    mode: str,
+    curve: Curve,
+    stage_areas: tuple[int, int],
+) -> dict[str, PlaneState]:
+    """A state for every plane of the container, with its slots cut from the arena's regions."""
+    make_policy = POLICIES[policy]
+    states = {}
+    for index, (name, plane) in enumerate(container.planes.items()):
+        source = FrameSource(plane, container.alignment)
+        n_slots, is_sparse = resident.get(name, 0), name in sparse
+        segment = Segment(
+            name=name, n_frames=plane.n_frames, n_slots=n_slots, slot_bytes=source.slot_bytes,
+            address=arena[f"slots of {name}"].address if n_slots else 0,
+        )  # fmt: skip
+        states[name] = PlaneState(
+            source, segment, index=index, stage_areas=stage_areas,
+            max_gap=worthwhile_gap(curve, bytes_each=source.slot_bytes, limit=MAX_GAP),
+            sparse=is_sparse, policy=make_policy(n_slots, **policy_options) if is_sparse else None,
+            mode="cached" if is_sparse and mode == "cached" else "sweep",
+        )  # fmt: skip
+    return states

@@ -23,17 +23,17 @@ import numpy as np
 
 from ..cache.arena import Arena
 from ..cache.policies import POLICIES
-from ..cache.segment import Segment
+from ..cache.policies.belady import Belady
 from ..container.base import CODECS
 from ..errors import ClosedError, UnknownNameError, UsageError
 from .demand import Demand
-from .fetch import Fetcher, FrameSource, spaced
+from .fetch import Fetcher
+from .frames import spaced
 from .pick import Picker
-from .planner import Curve, SweepPlan, worthwhile_gap
+from .planner import Curve, SweepPlan
 from .sizing import (
     DECODE_THREADS,
     DEMAND_BYTES,
-    MAX_GAP,
     RING_STAGES,
     STAGE_BYTES,
     demand_half_bytes,
@@ -41,7 +41,7 @@ from .sizing import (
     sparse_planes,
     stage_areas,
 )
-from .state import PlaneState
+from .state import PlaneState, make_states
 from .stats import StepStats
 from .stream import Stage, Stream
 
@@ -98,13 +98,14 @@ class WeightStore:
     ):
         if mode not in MODES:
             raise UnknownNameError("store mode", mode, list(MODES))
-        make_policy = POLICIES[policy]
+        if POLICIES[policy] is Belady:
+            raise UsageError("policy 'belady' needs the future: it serves simulations only")
         for name in resident:
             if name not in container.planes:
                 raise UnknownNameError("plane", name, list(container.planes))
         self._clock = 0  # decode steps so far
         self._admit = True
-        self._adaptive, self._debug, self._curve = mode == "adaptive", debug, curve
+        self._adaptive, self._debug = mode == "adaptive", debug
         self._closed, self._pid = False, os.getpid()
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
         self._unfinished = 0  # iterators that were begun and have not run to their end
@@ -127,25 +128,12 @@ class WeightStore:
         half = demand_half_bytes(container, demand_bytes)
         self._demand = Demand(self._fetcher, self._arena["demand"].address, half)
         self._picker = Picker(self._fetcher, self._demand, curve)
-        sparse = sparse_planes(container) if sparse is None else sparse
         self._count_into(StepStats())
-        self._states: dict[str, PlaneState] = {}
-        for index, (name, plane) in enumerate(container.planes.items()):
-            source = FrameSource(plane, container.alignment)
-            n_slots = resident.get(name, 0)
-            segment = Segment(
-                name=name, n_frames=plane.n_frames, n_slots=n_slots,
-                slot_bytes=source.slot_bytes,
-                address=self._arena[f"slots of {name}"].address if n_slots else 0,
-            )  # fmt: skip
-            is_sparse = name in sparse
-            self._states[name] = PlaneState(
-                source, segment, index=index, stage_areas=(raw, decoded),
-                max_gap=worthwhile_gap(curve, bytes_each=source.slot_bytes, limit=MAX_GAP),
-                sparse=is_sparse,
-                policy=make_policy(n_slots, **(policy_options or {})) if is_sparse else None,
-                mode="cached" if is_sparse and mode == "cached" else "sweep",
-            )  # fmt: skip
+        self._states = make_states(
+            container, self._arena, resident=resident, curve=curve, policy=policy, mode=mode,
+            sparse=sparse_planes(container) if sparse is None else sparse,
+            policy_options=policy_options or {}, stage_areas=(raw, decoded),
+        )  # fmt: skip
         self._sparse = [state for state in self._states.values() if state.sparse]
         # Also at interpreter exit: memory must not go while native threads read into it.
         self._shut_down = weakref.finalize(

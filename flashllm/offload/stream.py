@@ -16,7 +16,8 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from ..errors import ChecksumError, CodecError, FlashReadError
-from .fetch import Fetch, Fetcher, spaced
+from .fetch import Fetch, Fetcher
+from .frames import spaced
 from .planner import SweepPlan
 from .stats import StepStats
 
