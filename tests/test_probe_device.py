@@ -8,7 +8,6 @@ import time
 import numpy as np
 import pytest
 
-from flashllm import _core
 from flashllm.errors import FlashReadError, FormatError, UnsupportedError
 from flashllm.probe import device
 from flashllm.probe.curve import DEFAULT_CURVE
@@ -91,7 +90,7 @@ def test_direct_that_fills_the_page_cache_is_found_out(path, monkeypatch):
 
     resident = iter([0, 4096])
     monkeypatch.setattr(device, "open_storage", pretend)
-    monkeypatch.setattr(_core, "resident_bytes", lambda fd, offset, length: next(resident))
+    monkeypatch.setattr(device, "resident_bytes", lambda fd, offset, length: next(resident))
     choice = device.choose_storage(path)
     assert choice.name in ("pread", "mmap") and "fills the page cache" in choice.why
     assert "pread" in choice.why and "mmap" in choice.why

@@ -372,6 +372,13 @@ def test_offsets_beyond_four_gib(name, tmp_path):
 # ------------------------------------------------------------------------------------ lifetime
 
 
+def test_overhead_for_a_ledger(name, path):
+    with opened(name, path, depth=4) as storage:
+        small, large = storage.overhead_bytes(UNIT), storage.overhead_bytes(1 << 20)
+        assert 4 * 16384 <= small < 16 << 20
+        assert large - small == (0 if name == "direct" else 4 * ((1 << 20) - UNIT))
+
+
 def test_closing_with_reads_in_flight(name, path, content):
     storage = opened(name, path, depth=2)
     batch, memory, _ = scattered(content, storage, 3)

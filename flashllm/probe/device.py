@@ -13,9 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .. import _core
 from ..errors import UnsupportedError
-from ..storage import ReadBatch, Storage, open_storage
+from ..storage import ReadBatch, Storage, open_storage, resident_bytes
 from ..units import KIB, MIB
 from .curve import DEFAULT_CURVE, DeviceCurve, Point
 
@@ -89,10 +88,10 @@ def _caching(storage: Storage) -> bool | None:
     length = min(storage.size, 256 * KIB)
     fd = storage.fileno()
     os.posix_fadvise(fd, 0, length, os.POSIX_FADV_DONTNEED)
-    if length == 0 or _core.resident_bytes(fd, 0, length):
+    if length == 0 or resident_bytes(fd, 0, length):
         return None
     storage.read(0, length)
-    return _core.resident_bytes(fd, 0, length) > 0
+    return resident_bytes(fd, 0, length) > 0
 
 
 def choose_storage(path: str | os.PathLike, *, curve: DeviceCurve | None = None) -> Choice:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 
+from .._core import resident_bytes
 from ..registry import Registry
 from .base import ReadBatch, Storage, Ticket
 from .direct import DirectStorage
 from .mmap import MmapStorage
 from .pread import PreadStorage
 
-__all__ = ["STORAGES", "ReadBatch", "Storage", "Ticket", "open_storage"]
+__all__ = ["STORAGES", "ReadBatch", "Storage", "Ticket", "open_storage", "resident_bytes"]
 
 STORAGES: Registry[type[Storage]] = Registry(
     "storage", {kind.name: kind for kind in (DirectStorage, PreadStorage, MmapStorage)}

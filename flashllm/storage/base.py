@@ -169,6 +169,11 @@ class Storage(ABC):
         n_retries, read_ns (summed over threads)."""
 
     @abstractmethod
+    def overhead_bytes(self, largest_extent: int) -> int:
+        """The most that reading charges the process beyond the caller's own memory, for a ledger:
+        thread stacks, and the page cache that reads in flight pass through."""
+
+    @abstractmethod
     def fileno(self) -> int:
         """The descriptor, for looking at the file (fstat, mincore); ClosedError after close()."""
 

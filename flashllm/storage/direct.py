@@ -35,6 +35,9 @@ class DirectStorage(NativeStorage):
     name = "direct"
     mode = _core.READ_DIRECT
 
+    def _cached_bytes(self, largest_extent: int) -> int:
+        return 0
+
     def _prepare(self, fd: int) -> tuple[int, int]:
         if not hasattr(os, "O_DIRECT"):
             raise UnsupportedError(f"{self.path}: this system has no O_DIRECT")

@@ -8,7 +8,11 @@ Every access runs under a guard that turns a vanished page into an error.
 from __future__ import annotations
 
 from .. import _core
+from ..units import MIB
 from .native import NativeStorage
+
+# AHEAD_BYTES of ext/fl_reader.c: advised, and not yet begun.
+AHEAD_BYTES = 8 * MIB
 
 
 class MmapStorage(NativeStorage):
@@ -16,3 +20,6 @@ class MmapStorage(NativeStorage):
 
     name = "mmap"
     mode = _core.READ_MMAP
+
+    def _cached_bytes(self, largest_extent: int) -> int:
+        return super()._cached_bytes(largest_extent) + max(AHEAD_BYTES, largest_extent)
