@@ -5,6 +5,7 @@ Each case is a process of its own, because it dies or changes signal handlers.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ CASES = {
 def run(tmp_path, code):
     return subprocess.run(
         [sys.executable, "-c", PRELUDE + code, str(tmp_path / "ours"), str(tmp_path / "other")],
+        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
         timeout=60,
