@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from flashllm.container import open_container
 from flashllm.container.base import FRAME_ROW
-from flashllm.container.manifest import canonical_json
+from flashllm.container.canonical import canonical_json
 from flashllm.errors import FlashError, FlashReadError, FormatError, UnsupportedError
 
 from .container_makers import Forger, make_container

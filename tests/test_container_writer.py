@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from flashllm.container import ContainerWriter, lay_out_pieces, open_container, verify
-from flashllm.container import writer as writer_module
+from flashllm.container import partial as partial_module
 from flashllm.errors import BusyError, ConversionError, FormatError, UsageError
 
 from .container_makers import PLANES, make_container, make_items, write_plane
@@ -208,7 +208,7 @@ def test_full_disk_at_every_write(tmp_path, monkeypatch, uninterrupted, nth):
         return write(fd, data[: max(1, len(data) // 2)], offset)  # and short ones otherwise
 
     monkeypatch.setattr(os, "pwrite", full)
-    monkeypatch.setattr(writer_module, "BATCH_BYTES", 4096)
+    monkeypatch.setattr(partial_module, "BATCH_BYTES", 4096)
     try:
         go_on(path)
     except ConversionError as error:
@@ -224,7 +224,7 @@ def test_failed_sync_leaves_nothing(tmp_path, monkeypatch, call):
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(os, call, failing)
-    monkeypatch.setattr(writer_module, "SYNC_BYTES", 1 if call == "fdatasync" else 2**40)
+    monkeypatch.setattr(partial_module, "SYNC_BYTES", 1 if call == "fdatasync" else 2**40)
     with pytest.raises(ConversionError, match="sync failed: Input/output error"):
         go_on(tmp_path / "x.flash")
     assert not os.listdir(tmp_path)
@@ -234,7 +234,7 @@ def test_failed_sync_of_the_directory_leaves_nothing(tmp_path, monkeypatch):
     def failing(path):
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(writer_module, "sync_directory", failing)
+    monkeypatch.setattr(partial_module, "sync_directory", failing)
     with pytest.raises(ConversionError, match="directory"):
         go_on(tmp_path / "x.flash")
     assert not os.listdir(tmp_path)
@@ -295,7 +295,7 @@ def killed_at(path, nth: int) -> bool:
 
 
 def _count_down(nth: int) -> None:
-    writer_module.BATCH_BYTES = 2048
+    partial_module.BATCH_BYTES = 2048
     left = nth
 
     def guard(name: str) -> None:

@@ -38,7 +38,7 @@ print(report.n_resumed, steps)
 WRITES = """
 import os, signal, sys
 from flashllm import convert
-import flashllm.container.writer as writer
+import flashllm.container.partial as writer
 plain, count = writer.write_all, 0
 def write_all(fd, offset, data):
     global count

@@ -22,8 +22,9 @@ from .._core import xxh64
 from ..errors import FlashReadError, FormatError
 from ..units import align_up
 from .base import FRAME_ROW, SECTION_ALIGNMENT, PlaneShape, frame_seed
+from .canonical import canonical_json
 from .files import drop_page_cache, open_regular, read_exactly
-from .manifest import canonical_json, parse_plane, plane_to_json
+from .manifest import parse_plane, plane_to_json
 
 
 @dataclass(frozen=True)
