@@ -1,7 +1,7 @@
 """The manifest (FORMAT.md sections 3, 6, 7): canonical JSON <-> checked, frozen objects.
 
-`parse_manifest` is where the manifest is distrusted: exact keys, every number in its range.  Offsets
-are only known to be numbers here; index.py holds them against the layout.
+`parse_manifest` is where the manifest is distrusted: exact keys, every number in its range.
+Offsets are only known to be numbers here; index.py holds them against the layout.
 """
 
 from __future__ import annotations
