@@ -10,8 +10,9 @@ from flashllm import convert
 from flashllm.checkpoints import open_checkpoint
 from flashllm.container import open_container, verify
 from flashllm.conversion.from_container import ContainerCheckpoint
+from flashllm.conversion.enlarge import inflate
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation, inflated_config
-from flashllm.conversion.inflation_size import choose_inflation, n_weights
+from flashllm.conversion.inflation_size import choose_inflation, container_bytes
 from flashllm.conversion.resolve import resolve
 from flashllm.errors import UnsupportedError, UsageError
 
@@ -110,25 +111,24 @@ def test_copies_do_not_compress_but_plain_ones_do(tmp_path):
 
 
 SIZES = [
-    # target, weight type
-    (2**20, "int8"),
-    (64 * 2**20, "int8"),
-    (2**30, "bf16"),
-    (4 * 2**30, "int8"),
-    (7 * 2**30, "int4"),
+    # target, quant, type of the matrices
+    (2**21, "int8", "f32"),
+    (64 * 2**20, "int8", "f32"),
+    (2**30, "keep", "bf16"),
+    (4 * 2**30, "int8", "f32"),
+    (7 * 2**30, "int4", "f32"),
 ]
 
 
-@pytest.mark.parametrize(("target", "weight_type"), SIZES)
+@pytest.mark.parametrize(("target", "quant", "dtype"), SIZES)
 @pytest.mark.parametrize("variant", ["llama-relu", "llama-ungated-relu2", "qwen3"])
-def test_a_wanted_size_is_met(variant, target, weight_type):
+def test_a_wanted_size_is_met(variant, target, quant, dtype):
     with open_checkpoint(GOLDEN / variant) as source:
         config = resolve(source).config
-    inflation = choose_inflation(config, target, weight_type=weight_type)
+    inflation = choose_inflation(config, target, quant=quant, dtype=dtype)
     inflation.check()
     new = inflated_config(config, inflation)
-    per_weight = {"bf16": 2, "int8": 34 / 32, "int4": 18 / 32}[weight_type]
-    assert n_weights(new) * per_weight == pytest.approx(target, rel=0.06)
+    assert target <= container_bytes(new, quant, dtype) < 1.12 * target
     planes = {p.name: p for p in new.roles().planes}
     ffn = sum(t.n_items * t.n_cols for _, t in planes["layers.0.ffn"].tensors)
     if "layers.0.deciding" in planes:
@@ -138,6 +138,27 @@ def test_a_wanted_size_is_met(variant, target, weight_type):
     if target > 2**26:
         assert 0.25 < attention / (attention + ffn) < 0.42
         assert new.n_layers >= 12
+
+
+@pytest.mark.parametrize("quant", ["keep", "int8"])
+def test_the_verb_takes_checkpoints_and_containers(tmp_path, quant):
+    ids = np.load(GOLDEN / "llama-relu" / "ids.npy")
+    convert(GOLDEN / "llama-relu", tmp_path / "small.flash")
+    reports = [
+        inflate(source, tmp_path / name, size_bytes=3 * 2**20, quant=quant)
+        for source, name in ((GOLDEN / "llama-relu", "a"), (tmp_path / "small.flash", "b"))
+    ]
+    expected = np.load(GOLDEN / "llama-relu" / "logits.npy")
+    limit = {"keep": 0.02, "int8": 0.12}[quant] * expected.std()
+    for name, report in zip("ab", reports, strict=True):
+        assert 3 * 2**20 <= report.output_bytes < 1.3 * 3 * 2**20
+        with ContainerCheckpoint(tmp_path / name) as container:
+            found = logits(container, ids)
+        assert np.sqrt(np.mean((found - expected) ** 2)) < limit
+    with pytest.raises(UsageError, match="smallest"):
+        inflate(GOLDEN / "llama-relu", tmp_path / "c", size_bytes=1000)
+    with pytest.raises(UnsupportedError, match="llama"):
+        inflate(GOLDEN / "opt", tmp_path / "c", size_bytes=2**20)
 
 
 BAD = [
@@ -159,4 +180,4 @@ def test_only_llama_is_inflated():
     with open_checkpoint(GOLDEN / "opt") as source, pytest.raises(UnsupportedError, match="llama"):
         InflatedCheckpoint(source, Inflation())
     with open_checkpoint(GOLDEN / "qwen3") as source, pytest.raises(UsageError, match="smallest"):
-        choose_inflation(resolve(source).config, 1000, weight_type="int8")
+        choose_inflation(resolve(source).config, 1000, quant="int8")

@@ -21,7 +21,7 @@ _UNSUPPORTED = {
     b"\x80\x03": "a pickle (pickles are never read)",
     b"\x80\x04": "a pickle (pickles are never read)",
     b"\x80\x05": "a pickle (pickles are never read)",
-    b"FLSH": "a flashllm container",
+    b"\x89FLASH\r\n": "a flashllm container",
 }
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..checkpoints import Checkpoint, open_checkpoint
+from ..checkpoints import Checkpoint
 from ..codecs import CODECS
 from ..container import ContainerWriter
 from ..errors import CheckpointError, UsageError
@@ -32,6 +32,7 @@ from .layout import (
     lay_out_plane,
     wasted_share,
 )
+from .opening import open_source
 from .resolve import Resolved, resolve, stored_types
 from .source import COLUMNS_IN_MEMORY_BYTES, ItemSource
 
@@ -87,7 +88,7 @@ def convert(
     flash_bytes_per_s: float | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Converts the checkpoint `input` (a path or an opened one) into the container `output`.
+    """Converts the checkpoint or container `input` (a path, or opened) into the container `output`.
 
     quant: "keep" (types as the checkpoint has them), "f32", "f16", "bf16", "int8" or "int4"; norms
     and biases are float32 in each.  codec: "auto" measures and decides (the report's `codecs` says
@@ -106,7 +107,7 @@ def convert(
     if codec != "auto":
         CODECS[codec]  # noqa: B018 (raises with the known names)
     output = Path(output)
-    checkpoint = input if isinstance(input, Checkpoint) else open_checkpoint(input)
+    checkpoint = input if isinstance(input, Checkpoint) else open_source(input)
     try:
         _refuse_own_source(checkpoint, output)
         plan = plan_conversion(

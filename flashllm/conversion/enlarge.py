@@ -1,22 +1,25 @@
-"""`inflate`: a llama checkpoint or container becomes a container of a wanted size, same function."""
+"""inflate: a small llama model becomes a container of any size with the same function.
+
+For measuring engines on models whose answer is known; inflate.py says how, and what such a model
+flatters.
+"""
 
 from __future__ import annotations
 
 import os
 
-from ..checkpoints import Checkpoint, open_checkpoint
-from ..container.header import MAGIC
 from ..errors import UnsupportedError
 from ..models.llama_config import LlamaConfig
 from .convert import ConversionReport, Progress, convert
-from .from_container import ContainerCheckpoint
 from .inflate import InflatedCheckpoint
-from .inflation_size import BYTES_PER_WEIGHT, choose_inflation, n_weights
+from .inflation_size import choose_inflation
+from .layout import check_quant, widest
+from .opening import open_source
 from .resolve import resolve
 
 
 def inflate(
-    source: str | os.PathLike,
+    input: str | os.PathLike,  # noqa: A002 (as convert)
     output: str | os.PathLike,
     *,
     size_bytes: int,
@@ -28,41 +31,34 @@ def inflate(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ConversionReport:
-    """Write `source` (a checkpoint or a container, llama family) inflated to at least `size_bytes`.
+    """Converts `input` (a llama checkpoint or container) to a container of at least `size_bytes`.
 
-    `quant` "keep" stores what the source's first matrix has.  `attention_share` of a layer's
-    weights are attention's.  See inflate.py for the method and for what such a model does not show.
-    Raises as `convert` does, and UsageError where the source is already larger.
+    The size is met within a few per cent above.  quant, codec, overwrite, progress: as convert's,
+    "keep" being the source's own type.  attention_share: of a layer's weights.  min_layers: where
+    the size allows.  The same arguments give the same file.  Errors as convert's; UnsupportedError for another family, UsageError for a
+    size below the smallest inflation.
     """
-    opened = _open(source)
-    try:
-        resolved = resolve(opened)
-        config = resolved.config
-        if not isinstance(config, LlamaConfig):
-            raise UnsupportedError(f"{source}: only llama models can be inflated")
-        stored = opened.dtype(next(iter(resolved.names.values()))) if quant == "keep" else quant
-        dtype = stored if stored in ("f16", "bf16") else "f32"
-        wanted = size_bytes
-        while True:  # the chooser comes near its target from either side
-            inflation = choose_inflation(
-                config, wanted, weight_type=stored, attention_share=attention_share,
-                min_layers=min_layers, seed=seed, dtype=dtype,
-            )  # fmt: skip
-            inflated = InflatedCheckpoint(opened, inflation)
-            if n_weights(inflated.inflated_config) * BYTES_PER_WEIGHT[stored] >= size_bytes:
-                break
-            wanted += max(1, size_bytes // 100)
-        return convert(
-            inflated, output, quant=quant, codec=codec, overwrite=overwrite, progress=progress
+    check_quant(quant)
+    with open_source(input) as source:
+        resolved = resolve(source)
+        if not isinstance(resolved.config, LlamaConfig):
+            raise UnsupportedError(f"{source.path}: only llama models can be inflated")
+        matrices = [name for tensor, name in resolved.names.items() if len(tensor.shape) == 2]
+        kept = widest([source.dtype(name) for name in matrices])
+        inflation = choose_inflation(
+            resolved.config,
+            size_bytes,
+            quant=quant,
+            dtype=kept if quant == "keep" else "f32",
+            attention_share=attention_share,
+            min_layers=min_layers,
+            seed=seed,
         )
-    finally:
-        opened.close()
-
-
-def _open(source: str | os.PathLike) -> Checkpoint:
-    """A container where the file is one, else a checkpoint; told by content."""
-    if os.path.isfile(source):
-        with open(source, "rb") as file:
-            if file.read(len(MAGIC)) == MAGIC:
-                return ContainerCheckpoint(source)
-    return open_checkpoint(source)
+        return convert(
+            InflatedCheckpoint(source, inflation),
+            output,
+            quant=quant,
+            codec=codec,
+            overwrite=overwrite,
+            progress=progress,
+        )

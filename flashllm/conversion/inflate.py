@@ -305,8 +305,7 @@ class InflatedCheckpoint(Checkpoint):
         dtype = self.dtype(name)
         if dtype == "f32":
             return values
-        raw = WEIGHT_TYPES[dtype].encode(values.reshape(-1, values.shape[-1]))
-        return raw.view(STORAGE_DTYPES[dtype]).reshape(values.shape)
+        return WEIGHT_TYPES[dtype].encode(values).view(STORAGE_DTYPES[dtype])
 
     @property
     def fingerprint(self) -> str:

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..container.base import SECTION_ALIGNMENT
 from ..errors import UsageError
 from ..models.llama_config import LlamaConfig
 from .inflate import Inflation, inflated_config
-
-# Stored bytes per weight, scales included.
-BYTES_PER_WEIGHT = {"f32": 4.0, "f16": 2.0, "bf16": 2.0, "int8": 34 / 32, "int4": 18 / 32}
+from .layout import lay_out_plane, stride_of
 
 
-def n_weights(config: LlamaConfig) -> int:
-    """Values in all matrices."""
+def container_bytes(config: LlamaConfig, quant: str, stored: str) -> int:
+    """Bytes of a container of matrices stored as `stored` and converted with `quant`, nearly."""
     total = 0
-    for plane in config.roles().planes:
-        total += sum(tensor.n_items * tensor.n_cols for _, tensor in plane.tensors)
+    for role in config.roles().planes:
+        pieces, _ = lay_out_plane(role, {name: stored for name, _ in role.tensors}, quant)
+        total += role.n_items * stride_of(pieces) + SECTION_ALIGNMENT // 2
     return total
 
 
@@ -24,47 +24,58 @@ def choose_inflation(
     config: LlamaConfig,
     target_bytes: int,
     *,
-    weight_type: str,
+    quant: str,
+    dtype: str = "f32",
     attention_share: float = 1 / 3,
     min_layers: int = 12,
     seed: int = 0,
-    dtype: str = "f32",
 ) -> Inflation:
-    """The inflation whose container of `weight_type` is about `target_bytes` large.
+    """The inflation whose container is `target_bytes` large, or little more.
 
     The largest width that leaves at least `min_layers` layers; as many copies of neurons as of
     channels, so that the FFN keeps its shape; as many of key/value groups as make attention
     `attention_share` of a layer.  Depth comes close to the target, the neurons' copies closer.
     UsageError where even the smallest even inflation is larger.
     """
-    per_weight = BYTES_PER_WEIGHT[weight_type]
 
-    def size(inflation: Inflation) -> float:
-        return n_weights(inflated_config(config, inflation)) * per_weight
+    def size(inflation: Inflation) -> int:
+        return container_bytes(inflated_config(config, inflation), quant, dtype)
 
     best = None
     for channels in range(2, 513, 2):
         flat = _shaped(config, channels, attention_share, seed, dtype)
-        layer = (size(replace(flat, extra_layers=config.n_layers)) - size(flat)) / config.n_layers
-        extra = round((target_bytes - size(flat)) / layer)
-        if extra < 0 or (best and config.n_layers + extra < min_layers):
+        deep = _deep_enough(flat, config.n_layers, target_bytes, size)
+        if deep is None or (best and config.n_layers + deep.extra_layers < min_layers):
             break
-        best = replace(flat, extra_layers=extra)
+        best = deep
     if best is None:
         smallest = size(_shaped(config, 2, attention_share, seed, dtype))
-        raise UsageError(f"inflation: {target_bytes} bytes are below the smallest, {smallest:.0f}")
-    near = [replace(best, neurons=n) for n in range(2, best.neurons * 2 + 1, 2)]
-    return min(near, key=lambda inflation: abs(size(inflation) - target_bytes))
+        raise UsageError(f"inflation: {target_bytes} bytes are below the smallest, {smallest}")
+    # A little more or less FFN fits the size better than whole layers do.
+    low, high = max(2, best.channels * 3 // 8 * 2), best.channels * 5 // 8 * 2
+    near = [replace(best, neurons=n, extra_layers=0) for n in range(low, high + 1, 2)]
+    fitted = [_deep_enough(flat, config.n_layers, target_bytes, size) for flat in near]
+    least = min(best.extra_layers, min_layers - config.n_layers)
+    return min((it for it in fitted if it and it.extra_layers >= least), key=size)
+
+
+def _deep_enough(flat: Inflation, n_layers: int, target_bytes: int, size) -> Inflation | None:
+    """`flat` with the fewest extra layers that reach the target; None if it is larger by itself."""
+    lacking = target_bytes - size(flat)
+    if lacking < 0:
+        return None
+    per_layer = (size(replace(flat, extra_layers=n_layers)) - size(flat)) // n_layers
+    return replace(flat, extra_layers=-(-lacking // per_layer))
 
 
 def _shaped(
     config: LlamaConfig, channels: int, attention_share: float, seed: int, dtype: str
 ) -> Inflation:
-    planes = {plane.name: plane for plane in config.roles().planes}
+    planes = config.roles().planes
     weights = {
-        name: sum(tensor.n_items * tensor.n_cols for _, tensor in plane.tensors)
-        for name, plane in planes.items()
-        if name.startswith("layers.0.")
+        plane.name: sum(tensor.n_items * tensor.n_cols for _, tensor in plane.tensors)
+        for plane in planes
+        if plane.name.startswith("layers.0.")
     }
     attention = weights["layers.0.qkv"] + weights["layers.0.o"]
     ffn = sum(weights.values()) - attention

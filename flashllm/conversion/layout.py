@@ -98,7 +98,8 @@ def target_frame_bytes(use: str, coded: bool) -> int:
 def items_per_frame(
     stride: int, n_items: int, *, target_bytes: int, at_least: bool, alignment: int
 ) -> int:
-    """Items in a frame of about (or `at_least`) `target_bytes`, wasting the least padding."""
+    """Items in a frame of about (or `at_least`) `target_bytes`, wasting the fewest bytes: padding
+    of every frame, and zeros in the last, which is as large as the others."""
     most = max(1, min(n_items, MAX_FRAME_BYTES // stride))
     if at_least:
         low, high = -(-target_bytes // stride), -(-3 * target_bytes // (2 * stride))
@@ -108,10 +109,10 @@ def items_per_frame(
     high = min(max(high, low), most)
     wanted = low if at_least else min(max(target_bytes // stride, low), high)
 
-    def waste(n: int) -> tuple[float, int]:
-        return padding(n * stride, alignment) / (n * stride), abs(n - wanted)
+    def cost(n: int) -> tuple[int, int]:
+        return -(-n_items // n) * align_up(n * stride, alignment), abs(n - wanted)
 
-    return min(range(low, high + 1), key=waste)
+    return min(range(low, high + 1), key=cost)
 
 
 def padding(n_bytes: int, alignment: int) -> int:
