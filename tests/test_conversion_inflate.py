@@ -9,8 +9,8 @@ import pytest
 from flashllm import convert
 from flashllm.checkpoints import open_checkpoint
 from flashllm.container import open_container, verify
-from flashllm.conversion.from_container import ContainerCheckpoint
 from flashllm.conversion.enlarge import inflate
+from flashllm.conversion.from_container import ContainerCheckpoint
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation, inflated_config
 from flashllm.conversion.inflation_size import choose_inflation, container_bytes
 from flashllm.conversion.resolve import resolve

@@ -35,8 +35,8 @@ def inflate(
 
     The size is met within a few per cent above.  quant, codec, overwrite, progress: as convert's,
     "keep" being the source's own type.  attention_share: of a layer's weights.  min_layers: where
-    the size allows.  The same arguments give the same file.  Errors as convert's; UnsupportedError for another family, UsageError for a
-    size below the smallest inflation.
+    the size allows.  The same arguments give the same file.  Errors as convert's; UnsupportedError
+    for another family, UsageError for a size below the smallest inflation.
     """
     check_quant(quant)
     with open_source(input) as source:
