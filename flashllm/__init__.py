@@ -6,9 +6,14 @@ Names are resolved on first use, so that `import flashllm` costs nothing but thi
 from __future__ import annotations
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "convert", "__version__"]
+__all__ = ["LLM", "SamplingParams", "bundled_model", "convert", "__version__"]
 
-_HOMES = {"LLM": "api", "SamplingParams": "engine.sampling", "convert": "conversion.convert"}
+_HOMES = {
+    "LLM": "api",
+    "SamplingParams": "engine.sampling",
+    "bundled_model": "bundled",
+    "convert": "conversion.convert",
+}
 
 
 def __getattr__(name: str):

@@ -15,16 +15,15 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack
-from importlib.resources import as_file, files
 from pathlib import Path
 
+from ..bundled import bundled_model
 from ..errors import FlashError, UnsupportedError
 from ..units import MIB, format_size, parse_size
 from .footer import Footer, status_line
 from .progress import Progress
 
 PROMPT = "It was a dark night, and the old house"
-BUNDLED = "demo.flash"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +73,7 @@ def _widened(folder: Path, size: int) -> Path:
     _say(f"Widening the bundled model to {format_size(size)} (the same function, more bytes) …")
     progress = Progress()
     started = time.perf_counter()
-    with as_file(files("flashllm") / "data" / BUNDLED) as source:
-        inflate(str(source), str(out), size_bytes=size, progress=progress)
+    inflate(bundled_model(), out, size_bytes=size, progress=progress)
     progress.close()
     _say(f"… {time.perf_counter() - started:.0f} s")
     return out

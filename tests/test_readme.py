@@ -1,0 +1,36 @@
+"""What README shows, run as it is printed."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+
+
+def test_the_python_example_runs():
+    (example,) = blocks("python")
+    assert len([line for line in example.splitlines() if line.strip()]) <= 10
+    done = subprocess.run(
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tokens/s" in done.stdout and len(done.stdout) > 100
+
+
+def test_linked_pages_exist():
+    for target in re.findall(r"\]\(([^)#:]+)\)", README.read_text()):
+        assert (README.parent / target).exists(), target
+
+
+def test_verbs_shown_are_verbs():
+    from flashllm.cli.main import ALIASES, VERBS
+
+    shown = set(re.findall(r"flashllm ([a-z]+)", "\n".join(blocks(""))))
+    assert shown and shown <= set(VERBS) | set(ALIASES)
