@@ -11,7 +11,18 @@ README = Path(__file__).parent.parent / "README.md"
 
 
 def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README.read_text(), re.DOTALL)
+    """Fenced blocks of `language` ("" for those that name none)."""
+    found, inside = [], None
+    for line in README.read_text().splitlines():
+        if not line.startswith("```"):
+            if inside is not None:
+                inside[1].append(line)
+        elif inside is None:
+            inside = (line[3:], [])
+        else:
+            found.append(("\n".join(inside[1]), inside[0]))
+            inside = None
+    return [text for text, named in found if named == language]
 
 
 def test_the_python_example_runs():
