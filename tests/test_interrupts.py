@@ -1,0 +1,113 @@
+"""Ctrl-C in every phase: the process ends or raises soon, and the object works afterwards.
+
+The promise is 300 ms on an idle machine; the bound here is wider because test machines are shared,
+and still far below what any of these phases takes when nobody interrupts it.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+from flashllm import LLM
+from flashllm.conversion.enlarge import inflate
+from flashllm.units import MIB
+
+from .tiny import GOLDEN
+
+BOUND_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    path = tmp_path_factory.mktemp("interrupt") / "model.flash"
+    inflate(GOLDEN / "llama-relu", path, size_bytes=48 * MIB)
+    return str(path)
+
+
+def interrupt_when(condition) -> tuple[threading.Thread, list[float]]:
+    """A thread that raises SIGINT in this process once `condition()` holds; when it did so."""
+    sent = []
+
+    def wait_and_send() -> None:
+        while not condition():
+            os.sched_yield()
+        sent.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=wait_and_send)
+    thread.start()
+    return thread, sent
+
+
+def run_interrupted(condition, action) -> float:
+    """Seconds from the signal to the KeyboardInterrupt that `action` must raise."""
+    thread, sent = interrupt_when(condition)
+    with pytest.raises(KeyboardInterrupt):
+        try:
+            action()
+        finally:
+            thread.join()
+    return time.monotonic() - sent[0]
+
+
+def test_in_decode_and_the_handle_lives_on(model):
+    with LLM(model, ram_budget="1GiB", pin=False) as llm:
+        expected = llm.generate([1, 2, 3], max_tokens=4, temperature=0, ignore_eos=True).tokens
+        seen = []
+
+        def decode() -> None:
+            for delta in llm.stream([1, 2, 3], max_tokens=60, ignore_eos=True):
+                seen.append(delta)
+
+        assert run_interrupted(lambda: len(seen) >= 2, decode) < BOUND_S
+        again = llm.generate([1, 2, 3], max_tokens=4, temperature=0, ignore_eos=True).tokens
+        assert again == expected
+        llm.store.check()
+
+
+def test_in_prefill(model):
+    steps = []
+    with LLM(
+        model, ram_budget="1GiB", pin=False, prefill_chunk=1,
+        progress=lambda done, total, label: steps.append(label),
+    ) as llm:  # fmt: skip
+        steps.clear()
+        prompt = [1 + i % 60 for i in range(60)]
+        assert run_interrupted(lambda: len(steps) > 2, lambda: llm.generate(prompt)) < BOUND_S
+        assert llm.generate([1, 2], max_tokens=2, ignore_eos=True).tokens
+
+
+def test_in_load(model):
+    begun = []
+    seconds = run_interrupted(
+        lambda: bool(begun),
+        lambda: LLM(model, ram_budget="1GiB", progress=lambda *a: begun.append(a)),
+    )
+    assert seconds < BOUND_S
+    with LLM(model, ram_budget="1GiB") as llm:
+        assert llm.generate([1, 2], max_tokens=2, ignore_eos=True).tokens
+
+
+def test_in_convert_leaves_nothing_under_the_final_name(tmp_path):
+    out = tmp_path / "out.flash"
+    code = (
+        "import sys; from flashllm.conversion.enlarge import inflate\n"
+        "def told(done, total, label=''): print('.', flush=True)\n"
+        f"inflate({str(GOLDEN / 'llama-relu')!r}, {str(out)!r}, size_bytes=2**29, progress=told)"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    child.stdout.read(1)
+    sent = time.monotonic()
+    child.send_signal(signal.SIGINT)
+    child.communicate(timeout=60)
+    assert child.returncode != 0 and time.monotonic() - sent < BOUND_S
+    assert not out.exists()
