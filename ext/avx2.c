@@ -65,10 +65,7 @@ FN void v_store_part(float *p, vf a, size_t n)
         _mm256_maskstore_ps(p, first_lanes(n), a);
 }
 
-FN __m128 fold(vf a)
-{
-    return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
-}
+FN __m128 fold(vf a) { return _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1)); }
 
 FN __m128 sum4(vf a, vf b, vf c, vf d)
 {
@@ -109,8 +106,8 @@ FN vf load_i8(const uint8_t *p) { return widen_i8(_mm_loadl_epi64((const __m128i
 FN vf load_i4(const uint8_t *p, const int shift)
 {
     __m256i bytes = _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p));
-    __m256i levels = shift ? _mm256_srli_epi32(bytes, 4)
-                           : _mm256_and_si256(bytes, _mm256_set1_epi32(15));
+    __m256i levels =
+        shift ? _mm256_srli_epi32(bytes, 4) : _mm256_and_si256(bytes, _mm256_set1_epi32(15));
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(levels, _mm256_set1_epi32(8)));
 }
 

@@ -12,7 +12,8 @@
 #include <math.h>
 #include <string.h>
 
-#define TARGET __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#define TARGET                                                                                     \
+    __attribute__((target("avx2,fma,f16c,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
 #define FN static inline __attribute__((always_inline)) TARGET
 #define KERNEL static TARGET
 
@@ -122,8 +123,8 @@ FN wi w_int4(const uint8_t *p, const int groups)
 {
     __m128i one = _mm_loadu_si128((const __m128i *)p);
     __m256i both = groups == 2 ? load_halves(p) : _mm256_zextsi128_si256(one);
-    __m512i twice = _mm512_shuffle_i64x2(_mm512_castsi256_si512(both),
-                                         _mm512_castsi256_si512(both), 0x50);
+    __m512i twice =
+        _mm512_shuffle_i64x2(_mm512_castsi256_si512(both), _mm512_castsi256_si512(both), 0x50);
     __m512i shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
     __m512i levels = _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(15));
     return with_correction(_mm512_sub_epi8(levels, _mm512_set1_epi8(8)));

@@ -1,10 +1,10 @@
 /* The kernel line: what Python hands over, what a kernel set offers, what comes back.
  *
- * Two layers.  fl_ops_* (fl_ops.c) are what the .pyx calls, one crossing per operator: they find the
- * items, divide the outputs among threads and call one kernel set.  A kernel set (serial.c, avx2.c,
- * avx512.c, neon.c) is a table of loops over plain rows; it knows neither frames nor threads.
- * Nothing here allocates, prints, exits or reads the environment.  The order of every sum is in
- * docs/ARITHMETIC.md.
+ * Two layers.  fl_ops_* (fl_ops.c) are what the .pyx calls, one crossing per operator: they find
+ * the items, divide the outputs among threads and call one kernel set.  A kernel set (serial.c,
+ * avx2.c, avx512.c, neon.c) is a table of loops over plain rows; it knows neither frames nor
+ * threads.  Nothing here allocates, prints, exits or reads the environment.  The order of every sum
+ * is in docs/ARITHMETIC.md.
  */
 #ifndef FL_KERNELS_H
 #define FL_KERNELS_H
@@ -27,7 +27,7 @@ typedef enum {
     FL_MISALIGNED = 4     /* addresses[frame] is no multiple of 16 */
 } fl_kernel_status;
 
-typedef enum { FL_SILU = 0, FL_RELU = 1, FL_RELU2 = 2, FL_GELU = 3, FL_GELU_TANH = 4 } fl_activation;
+typedef enum { FL_SILU, FL_RELU, FL_RELU2, FL_GELU, FL_GELU_TANH } fl_activation;
 
 /* One piece of the items of a plane; checked by kernels.base.PieceView before it comes here. */
 typedef struct {
@@ -51,8 +51,8 @@ static_assert(sizeof(fl_items) == 40, "fl_items is five words");
 
 /* T tokens, prepared for dots: x as it is for float rows; q and scales for integer rows. */
 typedef struct {
-    const float *x;     /* [n_tokens, n_cols] */
-    const uint8_t *q;   /* [n_tokens, q_stride]: int8, xor the set's q_flip; padding holds q = 0 */
+    const float *x;      /* [n_tokens, n_cols] */
+    const uint8_t *q;    /* [n_tokens, q_stride]: int8, xor the set's q_flip; padding holds q = 0 */
     const float *scales; /* [n_tokens, scale_stride]; padding is 0 */
     int64_t n_tokens;
     int64_t n_cols;
@@ -62,11 +62,11 @@ typedef struct {
 static_assert(sizeof(fl_acts) == 56, "fl_acts is seven words");
 
 /* rows: n_rows pointers to rows of acts->n_cols; out[t * out_stride + r]. */
-typedef void (*fl_dot_fn)(const fl_acts *acts, const uint8_t *const *rows, size_t n_rows, float *out,
-                          size_t out_stride);
+typedef void (*fl_dot_fn)(const fl_acts *acts, const uint8_t *const *rows, size_t n_rows,
+                          float *out, size_t out_stride);
 
-/* y[t * y_stride + c] += sum over rows of coef[t * coef_stride + r] * row[r][c], c in [first, last);
- * first is a multiple of 32. */
+/* y[t * y_stride + c] += sum over rows of coef[t * coef_stride + r] * row[r][c], for columns c in
+ * [first, last); first is a multiple of 32. */
 typedef void (*fl_accumulate_fn)(const float *coef, size_t coef_stride, size_t n_tokens,
                                  const uint8_t *const *rows, size_t n_rows, size_t n_cols,
                                  size_t first, size_t last, float *y, size_t y_stride);
@@ -115,11 +115,12 @@ typedef struct {
 void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
                    int64_t q_stride, float *scales, int64_t scale_stride);
 fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
-                    const fl_items *items, float *out, int64_t out_stride);
+                           const fl_items *items, float *out, int64_t out_stride);
 fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
-                           int64_t n_tokens, const fl_piece *piece, const fl_items *items, float *y,
-                           int64_t y_stride);
-fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items, float *out);
+                                  int64_t n_tokens, const fl_piece *piece, const fl_items *items,
+                                  float *y, int64_t y_stride);
+fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
+                              float *out);
 void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
                     int64_t n, float eps, float *out);
 void fl_op_layer_norm(const fl_engine *e, const float *x, const float *weight, const float *bias,

@@ -1,7 +1,7 @@
 /* Operators: find the items, divide the outputs, call the kernel set.  See fl_kernels.h.
  *
- * Threads split outputs (items, columns, rows, heads), never a sum; a kernel's result for one output
- * does not depend on its neighbours in a call, so any division gives the same bits.
+ * Threads split outputs (items, columns, rows, heads), never a sum; a kernel's result for one
+ * output does not depend on its neighbours in a call, so any division gives the same bits.
  */
 #include <stdatomic.h>
 #include <string.h>
@@ -28,16 +28,13 @@ static int parts_for(const fl_engine *e, int64_t units, int64_t work, int most)
 }
 
 /* Unit boundaries of a part: [units * part / parts, units * (part + 1) / parts). */
-static int64_t cut(int64_t units, int part, int parts)
-{
-    return units * part / parts;
-}
+static int64_t cut(int64_t units, int part, int parts) { return units * part / parts; }
 
 /* --------------------------------------------------------------------------------------- items */
 
 /* Pointers to the pieces of items k..k+n-1 of the list. */
 static fl_kernel_status resolve(const fl_piece *piece, const fl_items *items, int64_t k, int64_t n,
-                         const uint8_t **rows)
+                                const uint8_t **rows)
 {
     for (int64_t i = 0; i < n; i++, k++) {
         int64_t id = items->ids ? items->ids[k] : items->start + k;
@@ -75,7 +72,8 @@ typedef struct {
 static void prepare_part(void *context, int part)
 {
     const prepare_job *j = context;
-    for (int64_t t = cut(j->n_tokens, part, j->parts); t < cut(j->n_tokens, part + 1, j->parts); t++)
+    for (int64_t t = cut(j->n_tokens, part, j->parts); t < cut(j->n_tokens, part + 1, j->parts);
+         t++)
         fl_quantise(j->x + t * j->n_cols, (size_t)j->n_cols, j->e->set->q_flip,
                     j->q + t * j->q_stride, (size_t)j->q_stride, j->scales + t * j->scale_stride,
                     (size_t)j->scale_stride);
@@ -84,8 +82,8 @@ static void prepare_part(void *context, int part)
 void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
                    int64_t q_stride, float *scales, int64_t scale_stride)
 {
-    prepare_job j = {e, x, n_tokens, n_cols, q, q_stride, scales, scale_stride,
-                     parts_for(e, n_tokens, n_cols * 4, 1)};
+    prepare_job j = {e, x, n_tokens, n_cols, q, q_stride, scales, scale_stride, 1};
+    j.parts = parts_for(e, n_tokens, n_cols * 4, 1);
     fl_pool_run(e->pool, prepare_part, &j, j.parts);
 }
 
@@ -120,7 +118,7 @@ static void dot_part(void *context, int part)
 }
 
 fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
-                    const fl_items *items, float *out, int64_t out_stride)
+                           const fl_items *items, float *out, int64_t out_stride)
 {
     if (ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
     dot_job j = {e, acts, piece, items, out, out_stride, 1, FL_KERNEL_OK};
@@ -164,8 +162,8 @@ static void accumulate_part(void *context, int part)
 }
 
 fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
-                           int64_t n_tokens, const fl_piece *piece, const fl_items *items, float *y,
-                           int64_t y_stride)
+                                  int64_t n_tokens, const fl_piece *piece, const fl_items *items,
+                                  float *y, int64_t y_stride)
 {
     if (ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
     accumulate_job j = {e, coef, coef_stride, n_tokens, piece, items, y, y_stride, 1, FL_KERNEL_OK};
@@ -178,7 +176,8 @@ fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t
 
 /* --------------------------------------------------------------------------------- decode, rows */
 
-fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items, float *out)
+fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
+                              float *out)
 {
     for (int64_t k = 0; k < items->n; k++) {
         const uint8_t *row;
@@ -259,7 +258,8 @@ int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t 
  *
  * A block is up to four (token, head) pairs that share a KV head, so that a key is widened once for
  * all of them.  Each pair's own range of keys decides what enters its sums: the common range goes
- * through the kernels for all pairs together, the ragged ends pair by pair; both give the same bits.
+ * through the kernels for all pairs together, the ragged ends pair by pair; both give the same
+ * bits.
  */
 
 typedef struct {
@@ -279,15 +279,9 @@ typedef struct {
     int64_t score_stride;
 } query_block;
 
-static int64_t score_stride(int64_t n_context)
-{
-    return (n_context + 15) / 16 * 16 + 16;
-}
+static int64_t score_stride(int64_t n_context) { return (n_context + 15) / 16 * 16 + 16; }
 
-int64_t fl_attention_scratch(int64_t n_context)
-{
-    return FL_MAX_QUERIES * score_stride(n_context);
-}
+int64_t fl_attention_scratch(int64_t n_context) { return FL_MAX_QUERIES * score_stride(n_context); }
 
 static int64_t rows_from(const uint8_t *data, int64_t row_bytes, int64_t j, int64_t end,
                          const uint8_t **rows)
@@ -339,8 +333,7 @@ static void attend_block(const fl_attention *a, const fl_kernel_set *set, const 
         sum_values(a, set, b, i, 1, b->lo[i], shared ? common_lo : b->hi[i], y);
     if (shared) {
         sum_values(a, set, b, 0, b->n_queries, common_lo, common_hi, y);
-        for (int i = 0; i < b->n_queries; i++)
-            sum_values(a, set, b, i, 1, common_hi, b->hi[i], y);
+        for (int i = 0; i < b->n_queries; i++) sum_values(a, set, b, i, 1, common_hi, b->hi[i], y);
     }
     for (int i = 0; i < b->n_queries; i++)
         set->scale_by(y + i * a->head_dim, (size_t)a->head_dim, inverse[i]);
@@ -385,7 +378,7 @@ void fl_op_attention(const fl_engine *e, const fl_attention *a)
     attention_job j = {e, a, (queries + FL_MAX_QUERIES - 1) / FL_MAX_QUERIES, 1};
     int64_t keys = a->first_position + a->n_tokens;
     /* One part per thread, because each owns a piece of the scratch. */
-    j.parts = parts_for(e, a->n_kv_heads * j.blocks_per_head,
-                        FL_MAX_QUERIES * 2 * keys * a->head_dim, 1);
+    j.parts =
+        parts_for(e, a->n_kv_heads * j.blocks_per_head, FL_MAX_QUERIES * 2 * keys * a->head_dim, 1);
     fl_pool_run(e->pool, attention_part, &j, j.parts);
 }

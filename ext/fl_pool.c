@@ -42,10 +42,7 @@ static inline void relax(void)
 #endif
 }
 
-static int has_parts(uint64_t ticket)
-{
-    return (ticket & 0xffff) < ((ticket >> 16) & 0xffff);
-}
+static int has_parts(uint64_t ticket) { return (ticket & 0xffff) < ((ticket >> 16) & 0xffff); }
 
 /* Take and run parts until none is left. */
 static void work_off(fl_pool *pool)
@@ -69,8 +66,8 @@ static void *worker(void *argument)
 {
     fl_pool *pool = argument;
     for (;;) {
-        for (int spin = 0; spin < SPINS && !has_parts(atomic_load(&pool->ticket)) &&
-                           !atomic_load(&pool->stop);
+        for (int spin = 0;
+             spin < SPINS && !has_parts(atomic_load(&pool->ticket)) && !atomic_load(&pool->stop);
              spin++)
             relax();
         if (!has_parts(atomic_load(&pool->ticket))) {
@@ -134,10 +131,7 @@ void fl_pool_destroy(fl_pool *pool)
     free(pool);
 }
 
-int fl_pool_n_threads(const fl_pool *pool)
-{
-    return pool ? pool->n_workers + 1 : 1;
-}
+int fl_pool_n_threads(const fl_pool *pool) { return pool ? pool->n_workers + 1 : 1; }
 
 void fl_pool_run(fl_pool *pool, fl_part_fn fn, void *context, int n_parts)
 {

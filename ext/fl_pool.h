@@ -1,6 +1,6 @@
 /* A small pool of native threads: run(fn, context, n_parts) calls fn(context, part) for each part
- * once, the calling thread taking its share, and returns when all are done.  Which thread does which
- * part is left open: parts write disjoint outputs, so no result depends on it.
+ * once, the calling thread taking its share, and returns when all are done.  Which thread does
+ * which part is left open: parts write disjoint outputs, so no result depends on it.
  *
  * Workers wait for work with a short spin, then park.  Calls from several threads queue on a lock.
  * After a fork the child has no workers: a pool notices and runs everything on the caller.

@@ -3,9 +3,9 @@
 
 #include "fl_kernels.h"
 
-static const float TINY = 0x1p-100f;             /* below it 127 / m would overflow */
-static const uint32_t INFINITE = 0x7f800000;     /* bits of infinity; NaNs are above */
-static const float ROUND = 0x1.8p23f; /* adding it rounds to an integer, half to even */
+static const float TINY = 0x1p-100f;         /* below it 127 / m would overflow */
+static const uint32_t INFINITE = 0x7f800000; /* bits of infinity; NaNs are above */
+static const float ROUND = 0x1.8p23f;        /* adding it rounds to an integer, half to even */
 
 static float group(const float *x, size_t n, uint8_t flip, uint8_t *q)
 {

@@ -31,10 +31,7 @@ static inline uint16_t fl_load_u16(const uint8_t *p)
     return half;
 }
 
-static inline float fl_bf16(uint16_t half)
-{
-    return fl_from_bits((uint32_t)half << 16);
-}
+static inline float fl_bf16(uint16_t half) { return fl_from_bits((uint32_t)half << 16); }
 
 /* Exact widening.  A normal or subnormal half shifted into binary32 place is too small by 2^112,
  * which the product mends without rounding; infinity and NaN get the full exponent. */

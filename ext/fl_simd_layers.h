@@ -16,41 +16,39 @@ FN float sum1(vf a)
 KERNEL void rms_norm(const float *x, const float *weight, size_t n, float eps, float *out)
 {
     vf squares = v_zero();
-    VECTORS(n)
-    {
+    VECTORS (n) {
         vf v = v_load_part(x + c, k);
         squares = v_fma(v, v, squares);
     }
     vf r = v_set1(1.0f / sqrtf(sum1(squares) / (float)n + eps));
-    VECTORS(n)
-    v_store_part(out + c, v_mul(v_mul(v_load_part(x + c, k), r), v_load_part(weight + c, k)), k);
+    VECTORS (n)
+        v_store_part(out + c, v_mul(v_mul(v_load_part(x + c, k), r), v_load_part(weight + c, k)),
+                     k);
 }
 
 KERNEL void layer_norm(const float *x, const float *weight, const float *bias, size_t n, float eps,
                        float *out)
 {
     vf sum = v_zero(), squares = v_zero();
-    VECTORS(n) sum = v_add(sum, v_load_part(x + c, k));
+    VECTORS (n) sum = v_add(sum, v_load_part(x + c, k));
     float mean = sum1(sum) / (float)n;
-    VECTORS(n)
-    {
+    VECTORS (n) {
         float means[W]; /* the mean in k lanes, so that the others stay 0 */
         for (size_t i = 0; i < W; i++) means[i] = mean;
         vf d = v_sub(v_load_part(x + c, k), v_load_part(means, k));
         squares = v_fma(d, d, squares);
     }
     vf r = v_set1(1.0f / sqrtf(sum1(squares) / (float)n + eps)), m = v_set1(mean);
-    VECTORS(n)
-    {
+    VECTORS (n) {
         vf scaled = v_mul(v_sub(v_load_part(x + c, k), m), r);
-        v_store_part(out + c, v_fma(scaled, v_load_part(weight + c, k), v_load_part(bias + c, k)), k);
+        v_store_part(out + c, v_fma(scaled, v_load_part(weight + c, k), v_load_part(bias + c, k)),
+                     k);
     }
 }
 
 KERNEL void rope(float *x, const float *cosines, const float *sines, size_t half)
 {
-    VECTORS(half)
-    {
+    VECTORS (half) {
         vf a = v_load_part(x + c, k), b = v_load_part(x + half + c, k);
         vf cosine = v_load_part(cosines + c, k), sine = v_load_part(sines + c, k);
         v_store_part(x + c, v_fnma(b, sine, v_mul(a, cosine)), k);
@@ -63,9 +61,9 @@ KERNEL void rope(float *x, const float *cosines, const float *sines, size_t half
 FN vf v_exp(vf x)
 {
     x = v_max(v_set1(-105.0f), v_min(v_set1(89.0f), x));
-    vf n = v_round(v_mul(x, v_set1(0x1.715476p+0f)));     /* x log2 e */
-    vf r = v_fnma(n, v_set1(0x1.62e43p-1f), x);           /* ln 2, upper part */
-    r = v_fnma(n, v_set1(-0x1.05c610ca86c39p-29f), r);    /* and the rest of it */
+    vf n = v_round(v_mul(x, v_set1(0x1.715476p+0f)));  /* x log2 e */
+    vf r = v_fnma(n, v_set1(0x1.62e43p-1f), x);        /* ln 2, upper part */
+    r = v_fnma(n, v_set1(-0x1.05c610ca86c39p-29f), r); /* and the rest of it */
     vf p = v_set1(1.0f / 5040);
     p = v_fma(p, r, v_set1(1.0f / 720));
     p = v_fma(p, r, v_set1(1.0f / 120));
@@ -102,7 +100,7 @@ KERNEL float softmax(float *scores, size_t lo, size_t hi, float scale)
 KERNEL void scale_by(float *y, size_t n, float factor)
 {
     vf f = v_set1(factor);
-    VECTORS(n) v_store_part(y + c, v_mul(v_load_part(y + c, k), f), k);
+    VECTORS (n) v_store_part(y + c, v_mul(v_load_part(y + c, k), f), k);
 }
 
 FN vf v_silu(vf x) { return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x)))); }
@@ -118,18 +116,18 @@ FN vf v_gelu_tanh(vf x)
     return v_div(x, v_add(v_set1(1.0f), v_exp(v_mul(v_set1(-2.0f), u))));
 }
 
-/* erf is libm's: gelu by erf is rare, and a slow exact value beats a fast one with 1e-7 of error. */
+/* erf is libm's: gelu by erf is rare, and slow and exact beats fast with 1e-7 of error. */
 FN vf v_gelu(vf x)
 {
     float lanes[W];
     v_store(lanes, x);
-    for (int i = 0; i < W; i++) lanes[i] = 0.5f * lanes[i] * (1.0f + erff(lanes[i] * 0x1.6a09e6p-1f));
+    for (int i = 0; i < W; i++)
+        lanes[i] = 0.5f * lanes[i] * (1.0f + erff(lanes[i] * 0x1.6a09e6p-1f));
     return v_load(lanes);
 }
 
 #define ACTIVATE(FUNCTION)                                                                         \
-    VECTORS(n)                                                                                     \
-    {                                                                                              \
+    VECTORS (n) {                                                                                  \
         vf value = FUNCTION(v_load_part(pre + c, k));                                              \
         if (up) value = v_mul(value, v_load_part(up + c, k));                                      \
         v_store_part(out + c, value, k);                                                           \

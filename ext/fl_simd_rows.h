@@ -1,28 +1,30 @@
-/* Dots, accumulate and decode of the vector sets, written once over the words of the including file:
+/* Dots, accumulate and decode of the vector sets, written once over the words of the including set:
  *
- *   FN, KERNEL          qualifiers (inlined helper, table entry) with the set's target attribute
- *   W                   lanes of vf; DOT_T, SUM_T tokens per register block
- *   vf                  v_zero v_set1 v_load v_store v_load_part v_store_part v_add v_mul v_fma
- *   load_f32|f16|bf16 (bytes), …_part (bytes, n), load_i8 (bytes), load_i4 (bytes, shift), load_scale
- *   wi                  W / 8 groups of integer weights: w_int8 w_int4 w_scale (bytes, n groups),
- *                       x_scale (floats), w_dot (wi, bytes of q) -> exact sums of 4 products
- *   sum4, store4        trees of four accumulators side by side
+ *   FN, KERNEL         qualifiers (inlined helper, table entry) with the set's target attribute
+ *   W                  lanes of vf; DOT_T, SUM_T tokens in a register block
+ *   vf                 v_zero v_set1 v_load v_store v_load_part v_store_part v_add v_mul v_fma
+ *   weights from bytes load_f32|f16|bf16 (p), the same with _part (p, n), load_i8 (p),
+ *                      load_i4 (p, shift), load_scale (p)
+ *   wi                 W / 8 groups of integer weights: w_int8 w_int4 w_scale (p, groups),
+ *                      x_scale (floats), w_dot (wi, q) -> exact sums of 4 products
+ *   sum4, store4       the trees of four accumulators side by side
  *
- * …_part takes 1..W values.  The order of every sum is in docs/ARITHMETIC.md; a block of R rows and T
- * tokens is R x T dots with the pattern of one.
+ * A _part takes 1..W values.  The order of every sum is in docs/ARITHMETIC.md; a block of R rows
+ * and T tokens is R x T dots with the pattern of one.
  */
 
-enum { R_BLOCK = 4 };         /* rows whose accumulators are live together */
-enum { ROWS_PER_PASS = 16 };  /* rows that a tile of y meets before it is stored */
+enum { R_BLOCK = 4 };            /* rows whose accumulators are live together */
+enum { ROWS_PER_PASS = 16 };     /* rows that a tile of y meets before it is stored */
 enum { V_GROUP = FL_GROUP / W }; /* vectors in a group */
 enum { CHUNK = W / 8 };          /* groups in a vector of integer products */
 
-#define UNROLL _Pragma("GCC unroll 8")
+/* A short loop of constant length, unrolled so that accumulators stay in registers. */
+#define EACH(i, n) _Pragma("GCC unroll 8") for (int i = 0; i < (n); i++)
 
 /* Write R sums of T tokens. */
 FN void finish(const int R, const int T, vf acc[R_BLOCK][DOT_T], float *out, size_t stride)
 {
-    UNROLL for (int t = 0; t < T; t++) {
+    EACH (t, T) {
         if (R == R_BLOCK)
             store4(out + (size_t)t * stride, sum4(acc[0][t], acc[1][t], acc[2][t], acc[3][t]), 4);
         else
@@ -32,8 +34,8 @@ FN void finish(const int R, const int T, vf acc[R_BLOCK][DOT_T], float *out, siz
 
 FN void clear(vf acc[R_BLOCK][DOT_T])
 {
-    UNROLL for (int r = 0; r < R_BLOCK; r++)
-        UNROLL for (int t = 0; t < DOT_T; t++) acc[r][t] = v_zero();
+    EACH (r, R_BLOCK)
+        EACH (t, DOT_T) acc[r][t] = v_zero();
 }
 
 /* Walk rows by R_BLOCK and tokens by DOT_T. */
@@ -43,7 +45,8 @@ FN void clear(vf acc[R_BLOCK][DOT_T])
     {                                                                                              \
         size_t r = 0, T = (size_t)acts->n_tokens;                                                  \
         for (; r + R_BLOCK <= n_rows; r += R_BLOCK) {                                              \
-            const uint8_t *const *next = r + 2 * R_BLOCK <= n_rows ? rows + r + R_BLOCK : rows + r; \
+            const uint8_t *const *next =                                                           \
+                r + 2 * R_BLOCK <= n_rows ? rows + r + R_BLOCK : rows + r;                         \
             size_t t = 0;                                                                          \
             for (; t + DOT_T <= T; t += DOT_T)                                                     \
                 BLOCK(R_BLOCK, DOT_T, acts, rows + r, next, t, out + t * stride + r, stride);      \
@@ -55,32 +58,31 @@ FN void clear(vf acc[R_BLOCK][DOT_T])
                 BLOCK(1, 1, acts, rows + r, rows + r, t, out + t * stride + r, stride);            \
     }
 
-#define FLOAT_STEP(LOADED, AT, X)                                                                    \
+#define FLOAT_STEP(LOADED, AT, X)                                                                  \
     vf w[R_BLOCK];                                                                                 \
-    UNROLL for (int r = 0; r < R; r++)                                                             \
-    {                                                                                              \
+    EACH (r, R) {                                                                                  \
         w[r] = LOADED;                                                                             \
         if (T == 1) __builtin_prefetch(next[r] + AT);                                              \
     }                                                                                              \
-    UNROLL for (int t = 0; t < T; t++)                                                             \
-    {                                                                                              \
+    EACH (t, T) {                                                                                  \
         vf xv = X;                                                                                 \
-        UNROLL for (int r = 0; r < R; r++) acc[r][t] = v_fma(w[r], xv, acc[r][t]);                 \
+        EACH (r, R) acc[r][t] = v_fma(w[r], xv, acc[r][t]);                                        \
     }
 
 #define FLOAT_DOT(TYPE, SIZE)                                                                      \
-    FN void block_##TYPE(const int R, const int T, const fl_acts *acts, const uint8_t *const *rows, \
-                         const uint8_t *const *next, size_t t0, float *out, size_t stride)                                     \
+    FN void block_##TYPE(const int R, const int T, const fl_acts *acts,                            \
+                         const uint8_t *const *rows, const uint8_t *const *next, size_t t0,        \
+                         float *out, size_t stride)                                                \
     {                                                                                              \
         size_t n = (size_t)acts->n_cols, c = 0;                                                    \
         const float *x = acts->x + t0 * n;                                                         \
         vf acc[R_BLOCK][DOT_T];                                                                    \
         clear(acc);                                                                                \
         for (; c + W <= n; c += W) {                                                               \
-            FLOAT_STEP(load_##TYPE(rows[r] + SIZE * c), SIZE * c, v_load(x + (size_t)t * n + c))             \
+            FLOAT_STEP(load_##TYPE(rows[r] + SIZE * c), SIZE * c, v_load(x + (size_t)t * n + c))   \
         }                                                                                          \
         if (c < n) {                                                                               \
-            FLOAT_STEP(load_##TYPE##_part(rows[r] + SIZE * c, n - c), SIZE * c,                             \
+            FLOAT_STEP(load_##TYPE##_part(rows[r] + SIZE * c, n - c), SIZE * c,                    \
                        v_load_part(x + (size_t)t * n + c, n - c))                                  \
         }                                                                                          \
         finish(R, T, acc, out, stride);                                                            \
@@ -92,20 +94,20 @@ FLOAT_DOT(bf16, 2)
 
 #define INTEGER_STEP(GROUPS)                                                                       \
     vf xs[DOT_T];                                                                                  \
-    UNROLL for (int t = 0; t < T; t++) xs[t] = x_scale(scales + (size_t)t * scale_stride + g);     \
-    UNROLL for (int r = 0; r < R; r++)                                                             \
-    {                                                                                              \
+    EACH (t, T) xs[t] = x_scale(scales + (size_t)t * scale_stride + g);                            \
+    EACH (r, R) {                                                                                  \
         wi w = w_int(rows[r] + g * group_bytes, GROUPS);                                           \
         if (T == 1) __builtin_prefetch(next[r] + g * group_bytes);                                 \
         vf ws = w_scale(rows[r] + groups * group_bytes + 2 * g, GROUPS);                           \
-        UNROLL for (int t = 0; t < T; t++)                                                         \
-            acc[r][t] = v_fma(w_dot(w, q + (size_t)t * q_stride + g * FL_GROUP),                   \
-                              v_mul(ws, xs[t]), acc[r][t]);                                        \
+        EACH (t, T)                                                                                \
+            acc[r][t] = v_fma(w_dot(w, q + (size_t)t * q_stride + g * FL_GROUP), v_mul(ws, xs[t]), \
+                              acc[r][t]);                                                          \
     }
 
 #define INTEGER_DOT(TYPE, GROUP_BYTES)                                                             \
-    FN void block_##TYPE(const int R, const int T, const fl_acts *acts, const uint8_t *const *rows, \
-                         const uint8_t *const *next, size_t t0, float *out, size_t stride)                                     \
+    FN void block_##TYPE(const int R, const int T, const fl_acts *acts,                            \
+                         const uint8_t *const *rows, const uint8_t *const *next, size_t t0,        \
+                         float *out, size_t stride)                                                \
     {                                                                                              \
         const size_t group_bytes = GROUP_BYTES, q_stride = (size_t)acts->q_stride;                 \
         const size_t scale_stride = (size_t)acts->scale_stride;                                    \
@@ -136,8 +138,7 @@ INTEGER_DOT(int4, 16)
  * SCALE(row, c): the scale of c's group in every lane, or 1 with SCALED 0. */
 #define TERM_SCALE(SCALED, SCALE, T)                                                               \
     vf s[SUM_T];                                                                                   \
-    UNROLL for (int t = 0; t < T; t++)                                                             \
-    {                                                                                              \
+    EACH (t, T) {                                                                                  \
         s[t] = v_set1(coef[(size_t)t * coef_stride + r]);                                          \
         if (SCALED) s[t] = v_mul(s[t], SCALE);                                                     \
     }
@@ -149,21 +150,20 @@ INTEGER_DOT(int4, 16)
                         float *y, size_t y_stride)                                                 \
     {                                                                                              \
         vf acc[SUM_T][2 * V_GROUP];                                                                \
-        UNROLL for (int t = 0; t < T; t++)                                                         \
-            UNROLL for (int v = 0; v < G * V_GROUP; v++)                                           \
+        EACH (t, T)                                                                                \
+            EACH (v, G * V_GROUP)                                                                  \
                 acc[t][v] = v_load(y + (size_t)t * y_stride + c + (size_t)(v * W));                \
         for (size_t r = 0; r < n_rows; r++)                                                        \
-            UNROLL for (int g = 0; g < G; g++)                                                     \
-            {                                                                                      \
+            EACH (g, G) {                                                                          \
                 TERM_SCALE(SCALED, SCALE(rows[r], c + (size_t)(g * FL_GROUP)), T)                  \
-                UNROLL for (int v = g * V_GROUP; v < (g + 1) * V_GROUP; v++)                       \
-                {                                                                                  \
+                EACH (i, V_GROUP) {                                                                \
+                    const int v = g * V_GROUP + i;                                                 \
                     vf w = VALUE(rows[r], c + (size_t)(v * W));                                    \
-                    UNROLL for (int t = 0; t < T; t++) acc[t][v] = v_fma(s[t], w, acc[t][v]);      \
+                    EACH (t, T) acc[t][v] = v_fma(s[t], w, acc[t][v]);                             \
                 }                                                                                  \
             }                                                                                      \
-        UNROLL for (int t = 0; t < T; t++)                                                         \
-            UNROLL for (int v = 0; v < G * V_GROUP; v++)                                           \
+        EACH (t, T)                                                                                \
+            EACH (v, G * V_GROUP)                                                                  \
                 v_store(y + (size_t)t * y_stride + c + (size_t)(v * W),                            \
                         v_add(acc[t][v], v_zero()));                                               \
     }                                                                                              \

@@ -1,7 +1,8 @@
-/* The neon kernel set: ARMv8.2 with dot products; floats of 8 lanes in two registers, so that lanes,
- * groups and trees are those of avx2.
+/* The neon kernel set: ARMv8.2 with dot products; floats of 8 lanes in two registers, so that
+ * lanes, groups and trees are those of avx2.
  *
- * Integer dots: sdot adds 4 signed products to an int32 lane, exact.  Tolerance: docs/ARITHMETIC.md.
+ * Integer dots: sdot adds 4 signed products to an int32 lane, exact.  Tolerance:
+ * docs/ARITHMETIC.md.
  */
 #include "fl_kernels.h"
 
@@ -128,8 +129,7 @@ FN vf load_bf16_part(const uint8_t *p, size_t n) { return widen_bf16(load_halves
 FN vf widen_i8(int8x8_t bytes)
 {
     int16x8_t wide = vmovl_s8(bytes);
-    return BOTH(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))),
-                vcvtq_f32_s32(vmovl_high_s16(wide)));
+    return BOTH(vcvtq_f32_s32(vmovl_s16(vget_low_s16(wide))), vcvtq_f32_s32(vmovl_high_s16(wide)));
 }
 
 FN vf load_i8(const uint8_t *p) { return widen_i8(vld1_s8((const int8_t *)p)); }

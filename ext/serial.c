@@ -18,20 +18,11 @@ static float value_f32(const uint8_t *row, size_t c)
     return value;
 }
 
-static float value_f16(const uint8_t *row, size_t c)
-{
-    return fl_f16(fl_load_u16(row + 2 * c));
-}
+static float value_f16(const uint8_t *row, size_t c) { return fl_f16(fl_load_u16(row + 2 * c)); }
 
-static float value_bf16(const uint8_t *row, size_t c)
-{
-    return fl_bf16(fl_load_u16(row + 2 * c));
-}
+static float value_bf16(const uint8_t *row, size_t c) { return fl_bf16(fl_load_u16(row + 2 * c)); }
 
-static int level_int8(const uint8_t *row, size_t c)
-{
-    return (int8_t)row[c];
-}
+static int level_int8(const uint8_t *row, size_t c) { return (int8_t)row[c]; }
 
 static int level_int4(const uint8_t *row, size_t c)
 {
@@ -119,7 +110,8 @@ FLOAT_ACCUMULATE(accumulate_bf16, value_bf16)
             for (size_t r = 0; r < n_rows; r++) {                                                  \
                 float *to = y + t * y_stride, s = 0;                                               \
                 for (size_t c = first; c < last; c++) {                                            \
-                    if (c % 32 == 0) s = coef[t * coef_stride + r] * SCALE(rows[r], n_cols, c / 32); \
+                    if (c % 32 == 0)                                                               \
+                        s = coef[t * coef_stride + r] * SCALE(rows[r], n_cols, c / 32);            \
                     to[c] = (to[c] + s * (float)LEVEL(rows[r], c)) + 0.0f;                         \
                 }                                                                                  \
             }                                                                                      \

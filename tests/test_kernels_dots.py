@@ -174,6 +174,15 @@ def test_coefficients_of_zero_change_nothing(kernels, weight_type):
         assert same_bits(own[0], union[t])
 
 
+def test_a_sum_never_ends_in_minus_zero(kernels):
+    """-1e-60 rounds to -0; another token's item, added with coefficient 0, would make it +0."""
+    plane = MemoryPlane(np.array([[-1e-30] * 33, [1.0] * 33], dtype=np.float32), "f32")
+    coef, y = np.array([[1e-30, 0]], dtype=np.float32), np.zeros((1, 33), dtype=np.float32)
+    both = accumulate(kernels, plane, coef, y)
+    alone = accumulate(kernels, plane, coef[:, :1].copy(), y)
+    assert same_bits(both, alone) and not np.signbit(alone).any()
+
+
 @pytest.mark.parametrize("weight_type", TYPES)
 def test_wider_outputs_and_coefficients_are_left_alone(kernels, weight_type):
     plane = MemoryPlane(normal((10, 40)), weight_type)

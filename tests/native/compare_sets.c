@@ -29,16 +29,13 @@ static uint32_t next_word(void)
     return state >> 8;
 }
 
-static float next_float(void)
-{
-    return (float)next_word() / 8388608.0f - 1.0f;
-}
+static float next_float(void) { return (float)next_word() / 8388608.0f - 1.0f; }
 
 static void *plane[N_ROWS];
 static uint64_t addresses[N_ROWS];
 
-/* Random valid rows: any bits for levels, moderate halves for scales and floats.  Each is a frame of
- * its own that ends where the row ends, so that a sanitizer sees every byte read beyond. */
+/* Random valid rows: any bits for levels, moderate halves for scales and floats.  Each is a frame
+ * of its own that ends where the row ends, so that a sanitizer sees every byte read beyond. */
 static fl_piece fill(int type, size_t n)
 {
     size_t groups = (n + 31) / 32;
@@ -74,7 +71,7 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     static float out[3][N_TOKENS * N_ROWS], y[3][N_TOKENS * MAX_N], decoded[2][N_ROWS * MAX_N];
     fl_piece piece = fill(type, n);
     fl_items all = {addresses, N_ROWS, NULL, 0, N_ROWS};
-    int64_t q_stride = (int64_t)(n + 63) / 64 * 64;
+    int64_t q_stride = (int64_t)(n + 63) / 64 * 64, acts_n = (int64_t)n;
     for (size_t i = 0; i < N_TOKENS * n; i++) x[i] = next_float();
     for (size_t i = 0; i < N_TOKENS * N_ROWS; i++) coef[i] = next_float();
     const fl_engine *engines[2] = {serial, ours};
@@ -90,7 +87,8 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     for (size_t t = 0; t < N_TOKENS; t++) {
         for (size_t r = 0; r < N_ROWS; r++) {
             double a = out[0][t * N_ROWS + r], b = out[1][t * N_ROWS + r], terms = 0;
-            for (size_t c = 0; c < n; c++) terms += fabs((double)decoded[0][r * n + c] * x[t * n + c]);
+            for (size_t c = 0; c < n; c++)
+                terms += fabs((double)decoded[0][r * n + c] * x[t * n + c]);
             expect(fabs(a - b) <= terms * 0x1p-20 * 1.1 + 1e-30, "dot", type, n, a, b);
         }
         for (size_t c = 0; c < n; c++) {
@@ -102,8 +100,8 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     }
     /* Token by token, ids instead of a range, one call per item: the same bits. */
     for (int64_t t = 0; t < N_TOKENS; t++) {
-        fl_acts one = {x + t * (int64_t)n, q[1] + t * q_stride, scales[1] + t * 16, 1, (int64_t)n,
-                       q_stride, 16};
+        const float *token = x + t * (int64_t)n;
+        fl_acts one = {token, q[1] + t * q_stride, scales[1] + t * 16, 1, acts_n, q_stride, 16};
         for (size_t i = 0; i < n; i++) y[2][(size_t)t * n + i] = x[(size_t)t * n + i];
         for (int32_t r = 0; r < N_ROWS; r++) {
             fl_items item = {addresses, N_ROWS, &r, 0, 1};
@@ -116,10 +114,12 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     expect(!memcmp(y[1], y[2], N_TOKENS * n * 4), "accumulate bits", type, n, 0, 0);
 }
 
-static void near(const char *what, size_t n, const float *a, const float *b, size_t count, double rel)
+static void near(const char *what, size_t n, const float *a, const float *b, size_t count,
+                 double rel)
 {
     for (size_t i = 0; i < count; i++)
-        expect(fabs((double)a[i] - b[i]) <= rel * (fabs((double)a[i]) + 1), what, -1, n, a[i], b[i]);
+        expect(fabs((double)a[i] - b[i]) <= rel * (fabs((double)a[i]) + 1), what, -1, n, a[i],
+               b[i]);
 }
 
 static void check_layers(const fl_engine *serial, const fl_engine *ours, size_t n)
@@ -128,11 +128,9 @@ static void check_layers(const fl_engine *serial, const fl_engine *ours, size_t 
     const fl_engine *engines[2] = {serial, ours};
     for (size_t i = 0; i < 3 * n; i++) x[i] = 4 * next_float();
     for (size_t i = 0; i < n; i++) w[i] = next_float(), b[i] = next_float();
-    for (int e = 0; e < 2; e++)
-        fl_op_rms_norm(engines[e], x, w, 3, (int64_t)n, 1e-5f, out[e]);
+    for (int e = 0; e < 2; e++) fl_op_rms_norm(engines[e], x, w, 3, (int64_t)n, 1e-5f, out[e]);
     near("rms_norm", n, out[0], out[1], 3 * n, 0x1p-20);
-    for (int e = 0; e < 2; e++)
-        fl_op_layer_norm(engines[e], x, w, b, 3, (int64_t)n, 1e-5f, out[e]);
+    for (int e = 0; e < 2; e++) fl_op_layer_norm(engines[e], x, w, b, 3, (int64_t)n, 1e-5f, out[e]);
     near("layer_norm", n, out[0], out[1], 3 * n, 0x1p-19);
     for (int kind = FL_SILU; kind <= FL_GELU_TANH; kind++) {
         for (int e = 0; e < 2; e++)
@@ -154,8 +152,10 @@ static void check_attention(const fl_engine *serial, const fl_engine *ours, int6
     static float v[KV_HEADS * N_CONTEXT * MAX_D], scratch[4096];
     for (size_t i = 0; i < sizeof q / 4; i++) q[i] = 2 * next_float();
     for (size_t i = 0; i < sizeof k / 4; i++) k[i] = next_float(), v[i] = next_float();
-    fl_attention a = {q, (const uint8_t *)k, (const uint8_t *)v, FL_F32, T, HEADS, KV_HEADS, head_dim,
-                      N_CONTEXT, FIRST, window, 0.3f, scratch, out[0]};
+    fl_attention a = {.q = q, .k = (const uint8_t *)k, .v = (const uint8_t *)v};
+    a.kv_type = FL_F32, a.n_tokens = T, a.n_heads = HEADS, a.n_kv_heads = KV_HEADS;
+    a.head_dim = head_dim, a.n_context = N_CONTEXT, a.first_position = FIRST;
+    a.window = window, a.scale = 0.3f, a.scratch = scratch, a.out = out[0];
     fl_op_attention(serial, &a);
     a.out = out[1];
     fl_op_attention(ours, &a);
