@@ -294,9 +294,12 @@ CODECS = [
     ("sparse", {"bf16"}, {"planes": 1.5}, None, "raw"),
     ("dense", {"bf16"}, {"planes": 1.05}, None, "raw"),
     ("dense", {"int8"}, {"zstd": 1.3}, None, "raw"),
-    ("dense", {"int8"}, {"zstd": 1.3}, 1e8, "zstd"),
-    ("dense", {"bf16"}, {"planes": 1.5}, 2e9, "raw"),
-    ("sparse", {"f16"}, {"planes": 1.5}, 3e8, "planes"),
+    ("dense", {"int8"}, {"zstd": 1.3}, 1e9, "zstd"),
+    ("deciding", {"int8"}, {"zstd": 1.05}, 1e8, "raw"),
+    ("dense", {"bf16"}, {"planes": 1.5}, 7e9, "raw"),
+    ("dense", {"f16"}, {"planes": 1.5}, 1e9, "planes"),
+    ("sparse", {"f16"}, {"planes": 1.5}, 3e8, "raw"),
+    ("embed", {"f16"}, {"planes": 1.5}, 3e8, "raw"),
 ]
 
 
