@@ -9,13 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.numpy import save_file
 
 from flashllm import convert
 from flashllm.checkpoints import open_checkpoint
 from flashllm.container import verify
 from flashllm.conversion.convert import plan_conversion
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation
-from flashllm.errors import ConversionError, FlashReadError
+from flashllm.errors import ConversionError, FlashReadError, UnsupportedError
+from flashllm.probe.cgroup import MemoryGroup
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -185,29 +187,67 @@ def test_memory_is_bounded_whatever_the_layer(tmp_path, quant):
     assert peak < 128 * 2**20, f"{peak / 2**20:.0f} MiB for {n_bytes / 2**20:.0f} MiB"
 
 
-def test_memory_through_scratch_files(tmp_path):
-    """The same from a file, whose down projections must be transposed."""
-    from safetensors.numpy import save_file
-
-    folder = tmp_path / "big"
+def write_checkpoint(folder: Path, inflation: Inflation) -> Path:
+    """The inflated golden model as a file, as a checkpoint would be."""
     folder.mkdir()
     with open_checkpoint(GOLDEN / "llama-ungated-relu2") as source:
-        big = InflatedCheckpoint(source, Inflation(channels=48, neurons=48))
+        big = InflatedCheckpoint(source, inflation)
         save_file(
             {name: big.rows(name, 0, big.shape(name)[0]) for name in big.names()},
             folder / "model.safetensors",
         )
         config = dict(source.config, **_sizes(big.inflated_config))
     (folder / "config.json").write_text(json.dumps(config))
-    script = MEMORY.replace(
-        "big = InflatedCheckpoint(source, Inflation(channels=64, neurons=64, kv_groups=16))",
-        "import flashllm.conversion.source as s; s.COLUMNS_IN_MEMORY_BYTES = 0; big = source",
-    )
-    assert script != MEMORY
-    done = run(script, folder, tmp_path / "m.flash", "keep")
+    return folder
+
+
+THROUGH_SCRATCH = MEMORY.replace(
+    "big = InflatedCheckpoint(source, Inflation(channels=64, neurons=64, kv_groups=16))",
+    "import flashllm.conversion.source as s; s.COLUMNS_IN_MEMORY_BYTES = 0; big = source",
+)
+assert THROUGH_SCRATCH != MEMORY
+
+
+def test_memory_through_scratch_files(tmp_path):
+    """The same from a file, whose down projections must be transposed."""
+    folder = write_checkpoint(tmp_path / "big", Inflation(channels=48, neurons=48))
+    done = run(THROUGH_SCRATCH, folder, tmp_path / "m.flash", "keep")
     assert done.returncode == 0, done.stderr
     n_bytes, peak = map(int, done.stdout.split())
     assert peak < 128 * 2**20, f"{peak / 2**20:.0f} MiB for {n_bytes / 2**20:.0f} MiB"
+
+
+@pytest.mark.cgroup
+def test_a_memory_group_is_not_filled_with_the_input(tmp_path):
+    """Pages that were read or written are dropped: the kernel's charge stays below the file."""
+    folder = write_checkpoint(tmp_path / "big", Inflation(channels=80, neurons=96, kv_groups=2))
+    size = (folder / "model.safetensors").stat().st_size
+    limit = 176 * 2**20
+    assert size > limit
+    try:
+        group = MemoryGroup(limit, name="flashllm-convert")
+    except UnsupportedError as error:
+        pytest.skip(str(error))
+    evict(folder / "model.safetensors")
+    with group:
+        child = group.popen(
+            [sys.executable, "-c", THROUGH_SCRATCH, folder, tmp_path / "m.flash", "keep"],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+        )
+        assert child.wait(timeout=120) == 0
+        charges = group.charges()
+    assert charges.failcnt == 0 and charges.oom_kills == 0
+    assert charges.peak_bytes < limit
+
+
+def evict(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(fd)
 
 
 def _sizes(config) -> dict:

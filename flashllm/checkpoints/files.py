@@ -65,7 +65,9 @@ class SourceFile:
 
     def _drop(self, offset: int, n_bytes: int) -> None:
         if hasattr(os, "posix_fadvise"):
-            start = offset & ~4095  # only whole pages are dropped
+            # Only what lies in the range as a whole is dropped, and read-ahead makes units of up to
+            # 2 MiB: without going back over the one that the last range cut, a fifth stayed.
+            start = max(0, offset - READ_PIECE_BYTES) & ~4095
             os.posix_fadvise(
                 self._file.fileno(), start, offset + n_bytes - start, os.POSIX_FADV_DONTNEED
             )

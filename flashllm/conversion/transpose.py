@@ -76,7 +76,7 @@ class Columns:
 
     def _drop(self, offset: int, n_bytes: int) -> None:
         if hasattr(os, "posix_fadvise"):
-            first = offset & ~4095
+            first = max(0, offset - STRIPE_BYTES) & ~4095  # as SourceFile does, and why
             advice = os.POSIX_FADV_DONTNEED
             os.posix_fadvise(self._scratch.fileno(), first, offset + n_bytes - first, advice)
 
