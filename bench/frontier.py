@@ -22,9 +22,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent))
 from cold import evict, n_resident_pages  # noqa: E402
 
-from flashllm import assembly, __version__  # noqa: E402
-from flashllm.probe.device import choose_storage  # noqa: E402
+from flashllm import __version__, assembly  # noqa: E402
 from flashllm.probe.cgroup import MemoryGroup  # noqa: E402
+from flashllm.probe.device import choose_storage  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 
 PROMPT = [1, 5, 9, 20, 33, 7, 42, 11]

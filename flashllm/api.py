@@ -263,8 +263,10 @@ class _Release:
 
 def _is_batch(prompt: Any) -> bool:
     """A list of prompts, as against one prompt given as text or as token ids."""
-    if isinstance(prompt, str) or isinstance(prompt, np.ndarray):
-        return isinstance(prompt, np.ndarray) and prompt.ndim == 2
+    if isinstance(prompt, str):
+        return False
+    if isinstance(prompt, np.ndarray):
+        return prompt.ndim == 2
     if not isinstance(prompt, Sequence):
         raise UsageError(f"a prompt is text or token ids, not {type(prompt).__name__}")
     return bool(prompt) and isinstance(prompt[0], str | Sequence | np.ndarray)

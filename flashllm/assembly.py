@@ -161,7 +161,9 @@ def choose_backend(path: str, name: str, *, streams: bool = True) -> Choice:
 def budget_bytes(ram_budget: int | str | None, file_bytes: int) -> int:
     """The budget in bytes: asked for, from the environment, or what this machine leaves us."""
     asked = resolve("ram_budget", ram_budget).value
-    return automatic_budget().n_bytes if asked is None else parse_size(asked, whole_bytes=file_bytes)
+    if asked is None:
+        return automatic_budget().n_bytes
+    return parse_size(asked, whole_bytes=file_bytes)
 
 
 def kv_dtype(wishes: Wishes, container: Container) -> type:

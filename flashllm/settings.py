@@ -46,10 +46,11 @@ def _count(text: str) -> int:
 
 
 def _flag(text: str) -> bool:
-    known = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False, "": False}
-    if text.lower() not in known:
-        raise ValueError("must be 0 or 1")
-    return known[text.lower()]
+    if text.lower() in ("1", "true", "yes"):
+        return True
+    if text.lower() in ("0", "false", "no", ""):
+        return False
+    raise ValueError("must be 0 or 1")
 
 
 SETTINGS: dict[str, Setting] = {

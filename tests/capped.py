@@ -51,7 +51,7 @@ def generate(
     model: Path, budget: int, *extra: str, group_bytes: int | None = None, tokens: int = 32,
     cold: bool = True,
 ) -> Run:  # fmt: skip
-    """`flashllm generate --json` in a fresh group of `group_bytes` (default: exactly the budget)."""
+    """`flashllm generate --json` in a fresh group of `group_bytes` (default: the budget)."""
     if cold:
         evict(model)
         assert n_resident_pages(model) == 0, "the cache is not cold: this test would prove nothing"

@@ -1,4 +1,4 @@
-"""The cap under a kernel limit (R-01 to R-03, R-05): cold cache, exact groups, the kernel's numbers.
+"""The cap under a kernel limit (R-01 to R-03, R-05): cold cache, exact groups, kernel numbers.
 
 The model is inflated on the spot; sizes are small so that the suite stays quick.  The same checks
 at 1 GiB and more are in bench/ (frontier.py) with their cards.
@@ -10,11 +10,12 @@ import re
 from pathlib import Path
 
 import pytest
-from .capped import generate, n_resident_pages, needs_cgroup
 
 from flashllm import LLM
 from flashllm.conversion.enlarge import inflate
 from flashllm.units import MIB
+
+from .capped import generate, n_resident_pages, needs_cgroup
 
 pytestmark = [needs_cgroup, pytest.mark.cgroup]
 

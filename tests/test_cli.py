@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -27,7 +28,9 @@ def flashllm(*args: str, env: dict | None = None, stdin: str | None = None):
 
 
 def test_generate_prints_text_on_stdout_and_the_plan_on_stderr(model):
-    done = flashllm("generate", model, "--prompt", "abc", "--max-tokens", "5", "--ram-budget", "300MiB")
+    done = flashllm(
+        "generate", model, "--prompt", "abc", "--max-tokens", "5", "--ram-budget", "300MiB"
+    )
     assert done.returncode == 0, done.stderr
     assert "total" in done.stderr and "300.00 MiB" in done.stderr
     assert "process as it stands" not in done.stdout
@@ -87,7 +90,7 @@ def test_inspect_verify_estimate(model):
 
 def test_verify_finds_a_flipped_byte(model, tmp_path):
     broken = tmp_path / "broken.flash"
-    data = bytearray(open(model, "rb").read())
+    data = bytearray(Path(model).read_bytes())
     data[len(data) // 2] ^= 1
     broken.write_bytes(data)
     assert flashllm("verify", str(broken)).returncode == 3

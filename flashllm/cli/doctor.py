@@ -1,4 +1,4 @@
-"""`flashllm doctor [MODEL]`: what this machine is, what was chosen, and where each choice is from."""
+"""`flashllm doctor [MODEL]`: what this machine is, what was chosen and why."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..units import MIB, format_size
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", nargs="?", help="probe this file's device; default: a scratch file")
+    parser.add_argument("model", nargs="?", help="probe this file's device, else a scratch file's")
     parser.add_argument("--json", action="store_true")
 
 
@@ -113,7 +113,8 @@ def _show(report: dict) -> None:
     print(f"memory cgroups: {memory['cgroups']}")
     device = report["device"]
     print(f"\nstorage backend: {device['storage']} ({device['why']})")
-    print(f"  sequential {device['sequential_bytes_per_s'] / 1e6:.0f} MB/s; 1000 scattered reads of")
+    rate = device["sequential_bytes_per_s"] / 1e6
+    print(f"  sequential {rate:.0f} MB/s; 1000 scattered reads of")
     for size, seconds in device["seconds_for_1000_reads"].items():
         rate = 1000 * int(size) / seconds / 1e6
         print(f"  {format_size(int(size)):>10}: {seconds * 1e3:7.1f} ms  ({rate:.0f} MB/s)")

@@ -166,4 +166,5 @@ class Sampler:
             keep = int(np.searchsorted(cumulative, params.top_p * cumulative[-1])) + 1
             cumulative = cumulative[:keep]
         point = self._random.random() * cumulative[-1]
-        return int(order[min(np.searchsorted(cumulative, point, side="right"), cumulative.size - 1)])
+        chosen = np.searchsorted(cumulative, point, side="right")
+        return int(order[min(chosen, cumulative.size - 1)])
