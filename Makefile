@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test parity lint wheel clean
+.PHONY: demo test parity lint wheel wheel-test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flashllm demo
@@ -24,7 +24,17 @@ lint: $(VENV)/.installed-test
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet build
+	rm -rf dist
 	$(BIN)/python -m build --outdir dist .
+
+# The wheel in empty environments, one for each interpreter named (abi3: one wheel for all).
+PYTHONS ?= $(PYTHON)
+wheel-test: wheel
+	set -e; for python in $(PYTHONS); do \
+	  rm -rf build/wheel-env; $$python -m venv build/wheel-env; \
+	  build/wheel-env/bin/pip install --quiet dist/*.whl; \
+	  build/wheel-env/bin/python -P tests/wheel_smoke.py; \
+	done
 
 SOURCES = setup.py pyproject.toml $(wildcard ext/*)
 
