@@ -35,6 +35,7 @@ ARROWS = {
     "probe": {"storage", "kernels", "_core"},
     "planning": {"cache"},
     "watch": {"probe"},
+    "bundled": set(),
 }
 EVERYTHING = {"api", "assembly", "cli", "evaluation", "__main__"}
 
