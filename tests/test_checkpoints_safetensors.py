@@ -312,15 +312,22 @@ def test_closed_and_absent(tmp_path):
         checkpoint.rows("a", 0, 1)
 
 
-def test_fingerprint_follows_the_source(tmp_path):
+@pytest.mark.parametrize("n", [4, 3_000_000])
+def test_fingerprint_follows_the_content(tmp_path, n):
     def fingerprint():
         with open_checkpoint(tmp_path) as checkpoint:
             return checkpoint.fingerprint
 
-    path = put(tmp_path, {"a": entry(0, 4)}, b"abcd")
+    data = np.random.default_rng(0).bytes(n)
+    path = put(tmp_path, {"a": entry(0, n)}, data)
     first = fingerprint()
-    assert first == fingerprint()
     os.utime(path, ns=(1, 1))
+    assert fingerprint() == first  # as a copy
+    put(tmp_path, {"a": entry(0, n)}, data[: n // 2] + bytes(n - n // 2))
+    assert fingerprint() != first
+    put(tmp_path, {"b": entry(0, n)}, data)
+    assert fingerprint() != first
+    put(tmp_path, {"a": entry(0, n)}, data, config={"model_type": "opt"})
     assert fingerprint() != first
 
 

@@ -200,6 +200,7 @@ def test_unused_tensors_are_named(tmp_path):
 BROKEN = [
     ({"intermediate_size": 39}, CheckpointError, "mlp"),
     ({"num_hidden_layers": 3}, CheckpointError, r"layers\.2"),
+    ({"num_hidden_layers": 4000}, CheckpointError, "4000"),
     ({"vocab_size": 65}, CheckpointError, "embed_tokens"),
     ({"attention_bias": True}, CheckpointError, r"q_proj\.bias"),
     ({"hidden_act": "mish"}, UnsupportedError, "mish"),

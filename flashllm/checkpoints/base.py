@@ -95,7 +95,7 @@ class Checkpoint(ABC):
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Hex digest that changes when the source does (directory, sizes, times: not the data)."""
+        """Hex digest that changes when the source does; its copies have the same one."""
 
     @property
     @abstractmethod

@@ -36,8 +36,7 @@ class SourceFile:
     def __init__(self, path: Path):
         self.path = path
         self._file = os.fdopen(open_regular(path), "rb", buffering=0)
-        status = os.fstat(self._file.fileno())
-        self.size, self.mtime_ns = status.st_size, status.st_mtime_ns
+        self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, n_bytes: int) -> bytearray:
         buffer = bytearray(n_bytes)

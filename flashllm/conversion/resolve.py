@@ -39,6 +39,9 @@ def resolve(checkpoint: Checkpoint) -> Resolved:
         config = config_from_hf(checkpoint.config, warnings)
         config = _with_generation_ids(config, checkpoint, warnings)
         config = _as_the_tensors_are(config, checkpoint, warnings)
+    if config.n_layers > len(checkpoint.names()):
+        where = f"layers of {len(checkpoint.names())} tensors"
+        raise CheckpointError(checkpoint.path, where, "one or more tensors each", config.n_layers)
     roles = config.roles()
     names = {}
     for plane in roles.planes:
