@@ -2,11 +2,12 @@
 
 from ..registry import Registry
 from .base import STORAGE_DTYPES, Checkpoint, widen
+from .llama2c import Llama2cCheckpoint
 from .opening import open_checkpoint
 from .safetensors import SafetensorsCheckpoint
 
 CHECKPOINTS: Registry[type[Checkpoint]] = Registry(
-    "checkpoint kind", {kind.kind: kind for kind in (SafetensorsCheckpoint,)}
+    "checkpoint kind", {kind.kind: kind for kind in (SafetensorsCheckpoint, Llama2cCheckpoint)}
 )
 
 __all__ = ["CHECKPOINTS", "STORAGE_DTYPES", "Checkpoint", "open_checkpoint", "widen"]

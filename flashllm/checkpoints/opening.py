@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CheckpointError, UnsupportedError
 from .base import Checkpoint
 from .files import SourceFile
+from .llama2c import MAGIC_V1, Llama2cCheckpoint
 from .safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsCheckpoint, read_index
 
 # First bytes of kinds we know by name and do not read.
@@ -37,11 +38,15 @@ def sniff(path: Path) -> str:
             raise UnsupportedError(f"{path}: {name} is not supported as a source")
     if head.lstrip()[:1] == b"{":
         return "json"
+    if head.startswith(MAGIC_V1):
+        return "llama2.c"
     if len(head) > 8 and head[8:9] == b"{":
         return "safetensors"
     if len(head) > 8 and struct.unpack("<Q", head[:8])[0] <= MAX_HEADER_BYTES:
         return "safetensors"  # a damaged one: let its reader say what is wrong
-    raise CheckpointError(path, "first bytes", "a safetensors header", head[:9].hex() or "nothing")
+    if len(head) == 16 and all(0 < abs(n) < 2**24 for n in struct.unpack("<4i", head)):
+        return "llama2.c"  # version 0 has no magic: its reader compares the size
+    raise CheckpointError(path, "first bytes", "a known header", head[:9].hex() or "nothing")
 
 
 def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
@@ -52,7 +57,10 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     path = Path(path)
     if path.is_dir():
         return _open_folder(path)
-    if sniff(path) == "json":
+    kind = sniff(path)
+    if kind == "llama2.c":
+        return Llama2cCheckpoint(path)
+    if kind == "json":
         if path.name == INDEX_NAME:
             return _open_sharded(path, path)
         return _open_folder(path.parent)

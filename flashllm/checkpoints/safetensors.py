@@ -22,6 +22,7 @@ import numpy as np
 from ..errors import CheckpointError, UnsupportedError
 from .base import STORAGE_DTYPES, TOKENIZER_FILES, Checkpoint
 from .files import MAX_TOKENIZER_BYTES, SourceFile, read_json, read_whole
+from .sampling import sample_digest
 from .scan import Scanner
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -30,7 +31,6 @@ MAX_INDEX_BYTES = 2**24
 MAX_TENSORS = 2**17
 MAX_SHARDS = 2**12
 MAX_DIMENSIONS = 8
-_SAMPLES, _SAMPLE_BYTES = 64, 16384
 
 # bytes per value; those that STORAGE_DTYPES lacks are listed but never read
 _DTYPE_BYTES = {
@@ -123,20 +123,6 @@ def _check_layout(file: SourceFile, entries: dict[str, Entry], base: int) -> Non
             raise CheckpointError(file.path, f"tensor {name!r}", f"end {file.size}", end)
     if end != file.size:
         raise CheckpointError(file.path, "file size", end, file.size)
-
-
-def sample_digest(file: SourceFile) -> bytes:
-    """sha256 of the whole of a small file, of blocks all over a large one.
-
-    Two trainings of one model differ nearly everywhere, and a copy of a file differs nowhere: so
-    this tells sources apart, and copies convert to the same bytes, which times would prevent.
-    """
-    if file.size <= _SAMPLES * _SAMPLE_BYTES:
-        return hashlib.sha256(file.read(0, file.size)).digest()
-    digest = hashlib.sha256()
-    for k in range(_SAMPLES):
-        digest.update(file.read(k * (file.size - _SAMPLE_BYTES) // (_SAMPLES - 1), _SAMPLE_BYTES))
-    return digest.digest()
 
 
 def read_index(path: Path) -> dict[str, str]:
