@@ -10,6 +10,7 @@ import pytest
 
 from flashllm.errors import UnknownNameError, UnsupportedError, UsageError
 from flashllm.kernels import KERNELS, choose_kernels, kernel_troubles
+from flashllm.settings import resolve
 
 from .kernel_planes import NATIVE, MemoryPlane, normal, same_bits
 
@@ -28,19 +29,18 @@ def test_the_table_says_what_runs_here_and_why_not():
                 choose_kernels(name)
 
 
-def test_auto_is_the_best_that_runs(monkeypatch):
-    monkeypatch.delenv("FLASHLLM_KERNELS", raising=False)
+def test_auto_is_the_best_that_runs():
     best = next(name for name, why in kernel_troubles().items() if why is None)
     assert choose_kernels().name == choose_kernels("auto").name == best != "reference"
 
 
-def test_the_environment_forces_one_and_an_argument_wins(monkeypatch):
-    monkeypatch.setenv("FLASHLLM_KERNELS", "serial")
-    assert choose_kernels().name == "serial"
-    assert choose_kernels("reference").name == "reference"
-    monkeypatch.setenv("FLASHLLM_KERNELS", "avx3")
-    with pytest.raises(UnknownNameError, match="'avx3'; known: avx2, avx512"):
-        choose_kernels()
+def test_the_environment_forces_one_and_an_argument_wins():
+    environ = {"FLASHLLM_KERNELS": "serial"}
+    with_env = choose_kernels(resolve("kernels", None, environ).value)
+    assert with_env.name == "serial"
+    assert choose_kernels(resolve("kernels", "reference", environ).value).name == "reference"
+    with pytest.raises(UnknownNameError, match="avx3"):
+        choose_kernels(resolve("kernels", None, {"FLASHLLM_KERNELS": "avx3"}).value)
 
 
 @pytest.mark.parametrize("n_threads", [0, -1, 257, 1.5, True])

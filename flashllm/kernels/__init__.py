@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -27,12 +26,12 @@ def kernel_troubles() -> dict[str, str | None]:
 
 
 def choose_kernels(name: str | None = None, *, n_threads: int = 2) -> KernelSet:
-    """Make the kernel set `name`; None asks FLASHLLM_KERNELS, and "auto" takes the best one here.
+    """Make the kernel set `name`; None or "auto" takes the best one here.
 
     Raises UnknownNameError for a name that is not in the table, UnsupportedError for a set that
     this processor or operating system cannot run, UsageError for a thread count outside 1..256.
     """
-    name = name or os.environ.get("FLASHLLM_KERNELS") or "auto"
+    name = name or "auto"
     if (
         isinstance(n_threads, bool)
         or not isinstance(n_threads, int)
