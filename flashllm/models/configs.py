@@ -7,10 +7,11 @@ from ..registry import Registry
 from .base import ModelConfig
 from .fields import Fields
 from .llama_config import LlamaConfig
+from .nemotron_config import NemotronConfig
 from .opt_config import OPTConfig
 
 CONFIGS: Registry[type[ModelConfig]] = Registry(
-    "model family", {config.family: config for config in (LlamaConfig, OPTConfig)}
+    "model family", {config.family: config for config in (LlamaConfig, NemotronConfig, OPTConfig)}
 )
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from ..registry import Registry
 from .decoder import DecoderModel
 from .llama import LlamaModel
+from .nemotron import NemotronModel
 from .opt import OPTModel
 
 MODELS: Registry[type[DecoderModel]] = Registry(
-    "model family", {"llama": LlamaModel, "opt": OPTModel}
+    "model family", {"llama": LlamaModel, "nemotron": NemotronModel, "opt": OPTModel}
 )

@@ -1,4 +1,4 @@
-"""The llama family's config and tensor roles: Llama 2/3, Mistral, Qwen2, dense Qwen3.
+"""The llama family's config and tensor roles: Llama 2/3, Mistral, Qwen2, dense Qwen3, Arcee.
 
 RMSNorm, rotary attention with grouped key/value heads, a gated FFN down(act(gate(x)) * up(x)) or,
 with our own config key `"mlp_gated": false`, an ungated one down(act(up(x))).  What differs between
@@ -9,7 +9,7 @@ through a window; all of it is normalised here, so that nobody else asks for the
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from ..errors import FormatError, UnsupportedError
 from .base import (
@@ -28,8 +28,15 @@ from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields, token
 from .rope import Rope, rope_from_dict, rope_from_hf
 
 # Used where config.json is silent, as the checkpoints' own configuration classes have them.
-_DEFAULT_KV_HEADS = {"mistral": 8}
+_DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8}
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
+_DEFAULT_EPS = {"arcee": 1e-5, "mixtral": 1e-5, "olmoe": 1e-5}
+_DEFAULT_ROTATED = {"nemotron": 0.5}
+_DEFAULT_ACTIVATION = {"arcee": "relu2", "nemotron": "relu2"}
+_UNGATED = ("arcee", "nemotron")
+_OPTIONAL_BIAS = ("llama", "arcee", "nemotron")  # of attention and FFN alike
+_ALWAYS_WINDOWED = ("mistral", "mixtral")
+_MAY_BE_WINDOWED = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +44,7 @@ class LlamaConfig(ModelConfig):
     """`windows`: per layer the number of keys a token sees, itself included; 0 is all of them."""
 
     family: ClassVar[str] = "llama"
-    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3")
+    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "arcee")
 
     rope: Rope
     windows: tuple[int, ...]
@@ -49,8 +56,15 @@ class LlamaConfig(ModelConfig):
     @classmethod
     def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> LlamaConfig:
         notes: list[str] = []
-        source = Fields(raw)
-        model_type = source.text("model_type")
+        config = cls(**cls.values_from_hf(Fields(raw), notes))
+        if warnings is not None:
+            warnings.extend(notes)
+        return config
+
+    @classmethod
+    def values_from_hf(cls, source: Fields, notes: list[str]) -> dict[str, Any]:
+        """The fields of a LlamaConfig by name, for this family and for those that widen it."""
+        raw, model_type = source.raw, source.text("model_type")
         vocab_size, hidden_size, n_layers, n_heads = hf_sizes(source)
         n_context = source.integer("max_position_embeddings", 1, MAX_CONTEXT, 2048)
         head_dim = source.integer("head_dim", 1, 2**14, _DEFAULT_HEAD_DIM.get(model_type))
@@ -63,37 +77,39 @@ class LlamaConfig(ModelConfig):
             n_kv_heads = _DEFAULT_KV_HEADS.get(model_type, n_heads)
         n_kv_heads = source.integer("num_key_value_heads", 1, MAX_HEADS, n_kv_heads)
         check_heads(source, n_heads, n_kv_heads)
-        attention_bias = source.flag("attention_bias", False) and model_type in ("llama", "qwen3")
+        attention_bias = source.flag("attention_bias", False)
+        attention_bias = attention_bias and model_type in (*_OPTIONAL_BIAS, "qwen3")
         bos_ids, bos_notes = token_ids(source, "bos_token_id", vocab_size)
         eos_ids, eos_notes = token_ids(source, "eos_token_id", vocab_size)
         notes += bos_notes if raw.get("bos_token_id") is not None else []
         notes += eos_notes
-        config = cls(
-            model_type=model_type,
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=source.integer("intermediate_size", 1, MAX_WIDTH),
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=n_kv_heads,
-            head_dim=head_dim,
-            n_context=n_context,
-            norm_eps=source.number("rms_norm_eps", 0.0, 1.0, 1e-6),
-            activation=activation_name(source.text("hidden_act", "silu")),
-            gated=source.flag("mlp_gated", True),
-            tied=source.flag("tie_word_embeddings", False),
-            bos_id=bos_ids[0] if bos_ids else None,
-            eos_ids=eos_ids,
-            rope=rope_from_hf(source, head_dim, n_context),
-            windows=_windows(source, model_type, n_layers, notes),
-            qkv_bias=attention_bias or model_type == "qwen2",
-            o_bias=attention_bias,
-            mlp_bias=model_type == "llama" and source.flag("mlp_bias", False),
-            qk_norm=model_type == "qwen3",
-        )
-        if warnings is not None:
-            warnings.extend(notes)
-        return config
+        return {
+            "model_type": model_type,
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": source.integer("intermediate_size", 1, MAX_WIDTH),
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_kv_heads": n_kv_heads,
+            "head_dim": head_dim,
+            "n_context": n_context,
+            "norm_eps": source.number("rms_norm_eps", 0.0, 1.0, _DEFAULT_EPS.get(model_type, 1e-6)),
+            "activation": activation_name(
+                source.text("hidden_act", _DEFAULT_ACTIVATION.get(model_type, "silu"))
+            ),
+            "gated": source.flag("mlp_gated", True) and model_type not in _UNGATED,
+            "tied": source.flag("tie_word_embeddings", False),
+            "bos_id": bos_ids[0] if bos_ids else None,
+            "eos_ids": eos_ids,
+            "rope": rope_from_hf(
+                source, head_dim, n_context, rotated=_DEFAULT_ROTATED.get(model_type, 1.0)
+            ),
+            "windows": _windows(source, model_type, n_layers, notes),
+            "qkv_bias": attention_bias or model_type == "qwen2",
+            "o_bias": attention_bias,
+            "mlp_bias": model_type in _OPTIONAL_BIAS and source.flag("mlp_bias", False),
+            "qk_norm": model_type == "qwen3",
+        }
 
     @classmethod
     def from_dict(
@@ -101,6 +117,12 @@ class LlamaConfig(ModelConfig):
     ) -> LlamaConfig:
         source = Fields(raw, path, error)
         known_keys_only(cls, source)
+        return cls(**cls.values_from_dict(source))
+
+    @classmethod
+    def values_from_dict(cls, source: Fields) -> dict[str, Any]:
+        """The inverse for our own dictionary; unknown keys have been looked for."""
+        path, error = source.path, source.error
         values = common_from_dict(source)
         values["rope"] = rope_from_dict(
             Fields(source.get("rope"), f"{path}: rope", error), values["head_dim"]
@@ -112,7 +134,7 @@ class LlamaConfig(ModelConfig):
             values[key] = source.flag(key)
         if values["model_type"] not in cls.model_types:
             raise source.fail("model_type", " or ".join(cls.model_types), values["model_type"])
-        return cls(**values)
+        return values
 
     def roles(self) -> Roles:
         h, n_qkv = self.hidden_size, self.n_heads * self.head_dim
@@ -199,17 +221,21 @@ class LlamaConfig(ModelConfig):
         return [VectorRole(f"layers.{i}.{name}", parts) for name, parts in found.items()]
 
 
+def stem(name: str) -> tuple[str, ...]:
+    """A tensor's spellings: bare base models are saved without the "model." prefix."""
+    return (f"model.{name}", name)
+
+
 def _tensor(name: str, *shape: int, transposed: bool = False) -> TensorRole:
-    # bare base models are saved without the "model." prefix
-    return TensorRole((f"model.{name}", name), shape, transposed)
+    return TensorRole(stem(name), shape, transposed)
 
 
 def _windows(source: Fields, model_type: str, n_layers: int, notes: list[str]) -> tuple[int, ...]:
     """The attention window of every layer; 0 where it sees everything."""
     window = source.integer("sliding_window", 0, MAX_CONTEXT, 0)
-    if model_type == "mistral":
+    if model_type in _ALWAYS_WINDOWED:
         return (window,) * n_layers
-    if model_type == "llama" or not source.flag("use_sliding_window", False):
+    if model_type not in _MAY_BE_WINDOWED or not source.flag("use_sliding_window", False):
         return (0,) * n_layers
     layer_types = source.get("layer_types")
     if layer_types is None:

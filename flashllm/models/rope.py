@@ -53,8 +53,11 @@ class Rope:
         return asdict(self)
 
 
-def rope_from_hf(source: Fields, head_dim: int, n_context: int) -> Rope:
-    """The rope of a Hugging Face config, newer (`rope_parameters`) or older spelling."""
+def rope_from_hf(source: Fields, head_dim: int, n_context: int, *, rotated: float = 1.0) -> Rope:
+    """The rope of a Hugging Face config, newer (`rope_parameters`) or older spelling.
+
+    `rotated`: the share of a head's dimensions that turn where the config is silent.
+    """
     stated = source.sub("rope_parameters") or source.sub("rope_scaling") or Fields({}, source.path)
     if any(isinstance(value, dict) for value in stated.raw.values()):
         raise UnsupportedError(f"{source.path}: a rope per kind of layer is not supported")
@@ -65,7 +68,7 @@ def rope_from_hf(source: Fields, head_dim: int, n_context: int) -> Rope:
         )
     theta_home = stated if stated.get("rope_theta") is not None else source
     partial_home = stated if stated.get("partial_rotary_factor") is not None else source
-    share = partial_home.number("partial_rotary_factor", 0.0, 1.0, 1.0)
+    share = partial_home.number("partial_rotary_factor", 0.0, 1.0, rotated)
     rope = {
         "kind": kind,
         "theta": theta_home.number("rope_theta", 1.0, 1e15, 10000.0),

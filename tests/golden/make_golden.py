@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from transformers import (
+    ArceeConfig,
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    NemotronConfig,
     OPTConfig,
     Qwen2Config,
     Qwen3Config,
@@ -122,6 +124,15 @@ VARIANTS = {
     ),
     "opt-no-final-norm": (OPTConfig, dict(_remove_final_layer_norm=True), "float16", None),
     "opt-no-prefix": (OPTConfig, {}, "float16", "no-prefix"),
+    "arcee": (ArceeConfig, dict(attention_bias=True, mlp_bias=True), "bfloat16", None),
+    "arcee-plain": (ArceeConfig, dict(head_dim=14), "bfloat16", None),
+    "nemotron": (NemotronConfig, dict(head_dim=12), "bfloat16", None),
+    "nemotron-biases": (
+        NemotronConfig,
+        dict(head_dim=20, attention_bias=True, mlp_bias=True, partial_rotary_factor=0.3),
+        "bfloat16",
+        "legacy-rotary",
+    ),
 }
 
 
@@ -201,6 +212,12 @@ def to_legacy(config):
     config["head_dim"] = None
 
 
+def to_legacy_rotary(config):
+    rope = config.pop("rope_parameters")
+    config["rope_theta"] = rope["rope_theta"]
+    config["partial_rotary_factor"] = rope["partial_rotary_factor"]
+
+
 def write(model, dtype, folder, edit=None):
     from safetensors.torch import load_file, save_file
 
@@ -213,6 +230,8 @@ def write(model, dtype, folder, edit=None):
         edit_json(config, lambda c: c.update(mlp_gated=False))
     elif edit == "zero-window":
         edit_json(config, lambda c: c.update(sliding_window=0))
+    elif edit == "legacy-rotary":
+        edit_json(config, to_legacy_rotary)
     elif edit == "legacy":
         edit_json(config, to_legacy)
         tensors = load_file(weights)
