@@ -189,6 +189,28 @@ class LLM:
                 self._engine.prefill(part, Totals(), all_logits=out[: part.size])
                 yield first, out[: part.size]
 
+    def observe(
+        self,
+        ids: Sequence[int] | np.ndarray,
+        observer: Callable[[int, np.ndarray, np.ndarray], None],
+        *,
+        needs_bytes: int = 0,
+    ) -> None:
+        """Take `ids` in afresh; `observer(layer, x, decided)` sees every sparse FFN's input and
+        deciding pre-activations (models/decoder.py says what they are), chunk by chunk.
+
+        `needs_bytes` is what the observer keeps: BudgetError when that would break the budget.
+        """
+        with self._exclusive():
+            self._engine.reset()
+            ids = self._engine.check_ids(np.asarray(ids))
+            assembly.admit_result(self.plan, self.memory, needs_bytes)
+            self.model.observer = observer
+            try:
+                self._engine.prefill(ids, Totals(), cancelled=self._cancel.is_set)
+            finally:
+                self.model.observer = None
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`; BOS as the tokenizer's own files say unless `add_bos` decides."""
         return self._tokenizer().encode(text, add_bos=add_bos)

@@ -32,12 +32,14 @@ ARROWS = {
     "conversion": {
         "checkpoints", "models", "container", "quant", "codecs", "predictors", "_core",
     },
+    # the format's checksums, and the one reader of hostile zstd frames
+    "tracing": {"codecs", "_core"},
     "probe": {"storage", "kernels", "_core"},
     "planning": {"cache"},
     "watch": {"probe"},
     "bundled": set(),
 }
-EVERYTHING = {"api", "assembly", "cli", "evaluation", "__main__"}
+EVERYTHING = {"api", "assembly", "calibration", "cli", "evaluation", "__main__"}
 
 
 def room_of(path: Path) -> str:

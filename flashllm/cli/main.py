@@ -23,6 +23,7 @@ VERBS = {
     "estimate": ("estimate", "memory plan and expected speed, without loading"),
     "inflate": ("inflate", "widen a Llama-family model with the same function"),
     "perplexity": ("perplexity", "perplexity of a text under a model"),
+    "trace": ("trace", "record which neurons a text activates"),
     "doctor": ("doctor", "what this machine is and where each setting came from"),
     "demo": ("demo", "run the bundled model, widened, at half of its size"),
 }

@@ -8,6 +8,7 @@ order does the rest, so that streamed equals resident bit for bit (docs/ARITHMET
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -33,12 +34,19 @@ class StepCounts:
     layers: dict[int, int] = field(default_factory=dict)
 
 
+# Called in every sparse FFN as observer(layer, x, decided): the input float32 [T, hidden_size] and
+# the deciding pre-activations float32 [T, n_neurons] of the T tokens of this pass, in prefill as in
+# decoding; active is what is above zero.  Both are scratch: valid during the call, not to be kept.
+Observer = Callable[[int, np.ndarray, np.ndarray], None]
+
+
 class DecoderModel(ABC):
     """A decoder-only language model whose weights come from a store.
 
     `config` is the family's normalised configuration, `planes` the container's table of planes,
     `vectors` its float32 1-D tensors, `store` a WeightStore, `kernels` a kernel set.  One model
-    object serves one sequence at a time; `forward` must not be called from two threads.
+    object serves one sequence at a time; `forward` must not be called from two threads.  `observer`
+    is None, which costs nothing, or sees what each sparse layer decides.
     """
 
     def __init__(
@@ -55,6 +63,7 @@ class DecoderModel(ABC):
         kernels.attention_scratch(n_context)
         self._ids = np.zeros(config.intermediate_size, np.int32)
         self.counts = StepCounts()
+        self.observer: Observer | None = None
 
     # -- what a family says about itself
 
@@ -179,6 +188,8 @@ class DecoderModel(ABC):
         n_tokens = x.shape[0]
         decided = self.scratch.view("decided", n_tokens)
         self.linear(prefix + "deciding", x, decided, bias=prefix + "deciding.bias")
+        if self.observer is not None:
+            self.observer(layer, x, decided)
         n_active = kernels.active_ids(decided, self._ids)
         ids = self._ids[:n_active]
         self._count(layer, decided, n_active)

@@ -1,0 +1,1 @@
+"""Running a model over text to learn about its neurons."""

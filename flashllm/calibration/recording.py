@@ -1,0 +1,94 @@
+"""Recording a trace: a text through an open model, chunk by chunk, exact as always.
+
+What a prompt's tokens activate in a chunk is what they would activate one by one (the arithmetic is
+the same), so recording runs at the speed of prefill.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import numpy as np
+
+from ..api import LLM
+from ..errors import UnsupportedError, UsageError
+from ..evaluation import SEPARATOR
+from ..tracing import LayerInfo, TraceWriter
+
+
+def sparse_layers(llm: LLM) -> tuple[list[int], list[LayerInfo]]:
+    """Layers whose active set is known before their bundles are read; UnsupportedError if none."""
+    planes, found = llm.container.planes, []
+    for layer in range(llm.config.n_layers):
+        if f"layers.{layer}.deciding" in planes:
+            found.append(layer)
+    if not found:
+        raise UnsupportedError(
+            f"{llm.container.path}: no layer is naturally sparse (activation "
+            f"{llm.config.activation}): every neuron is active for every token"
+        )
+    ffn = [planes[f"layers.{layer}.ffn"] for layer in found]
+    return found, [LayerInfo(plane.name, plane.n_items, plane.stride) for plane in ffn]
+
+
+def record(
+    llm: LLM,
+    text: str,
+    out: str | os.PathLike,
+    *,
+    n_tokens: int,
+    text_name: str,
+    window: int | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> int:
+    """Record the first `n_tokens` tokens of `text` into `out`; returns how many there were.
+
+    The text is cut at `<|endoftext|>` into documents and those into windows of `window` tokens
+    (default: the context), each a fresh context that begins with the model's BOS where it has one.
+    """
+    if n_tokens < 1:
+        raise UsageError(f"--tokens must be at least 1, not {n_tokens}")
+    numbers, layers = sparse_layers(llm)
+    place = {layer: i for i, layer in enumerate(numbers)}
+    with TraceWriter(
+        out,
+        model=llm.container.digest,
+        family=llm.container.family,
+        text=hashlib.sha256(text.encode()).hexdigest(),
+        text_name=text_name,
+        layers=layers,
+    ) as writer:
+        n_done = 0
+        for ids in windows(llm, text, window=window):
+            ids = ids[: n_tokens - n_done]
+            writer.begin_context()
+            llm.observe(
+                ids,
+                lambda layer, _, decided: writer.add(place[layer], decided),
+                needs_bytes=writer.n_bytes,
+            )
+            n_done += len(ids)
+            if progress is not None:
+                progress(n_done, n_tokens, "trace")
+            if n_done == n_tokens:
+                break
+        if n_done == 0:
+            raise UsageError("the text has no tokens")
+        writer.commit()
+    return n_done
+
+
+def windows(llm: LLM, text: str, *, window: int | None):
+    """int32 ids of one context after another, BOS included."""
+    first = llm.encode("", add_bos=True) if llm.tokenizer is not None else []
+    size = min(window or llm.n_context, llm.n_context) - len(first)
+    if size < 1:
+        raise UsageError(f"a window of {window} tokens has no room for the text")
+    for document in text.split(SEPARATOR):
+        if not document.strip():
+            continue
+        ids = llm.encode(document.strip(), add_bos=False)
+        for at in range(0, len(ids), size):
+            yield np.array(first + ids[at : at + size], np.int32)
