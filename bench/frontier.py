@@ -81,20 +81,24 @@ def main() -> int:
     parser.add_argument("--caps", default="100%,50%,25%")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24)
-    parser.add_argument("--storage", default="direct")
+    parser.add_argument("--also", default="mmap", help="other backends, at 50 %%")
+    parser.add_argument("--peer", type=Path, help="JSON of transformers_in_memory.py")
     parser.add_argument("--out", type=Path, required=True, help="card without suffix")
     parser.add_argument("--note", default="", help="a line for the card: what the models are")
     args = parser.parse_args()
     cells = []
     for model in args.models:
         size = model.stat().st_size
+        half = parse_size("50%", whole_bytes=size)
         for cap in args.caps.split(","):
-            cells.append((model, cap, parse_size(cap, whole_bytes=size), []))
-        cells.append((model, "naive", parse_size("50%", whole_bytes=size), ["--no-pin"]))
+            cells.append((model, cap, parse_size(cap, whole_bytes=size), ["--storage", "direct"]))
+        for storage in filter(None, args.also.split(",")):
+            cells.append((model, f"50% {storage}", half, ["--storage", storage]))
+        cells.append((model, "naive", half, ["--storage", "direct", "--no-pin"]))
     runs: dict[tuple, list[dict]] = {}
     for repeat in range(args.repeats):
         for model, label, cap, extra in cells:
-            cell = run_cell(model, cap, args.tokens, ["--storage", args.storage, *extra])
+            cell = run_cell(model, cap, args.tokens, extra)
             runs.setdefault((model.name, label), []).append(cell)
             speed = cell.get("tokens_per_s")
             print(f"{repeat} {model.name:<24} {label:<6} "
@@ -103,6 +107,7 @@ def main() -> int:
     card = {
         "command": " ".join(sys.argv), "flashllm": __version__, "note": args.note,
         "machine": machine(args.models[0]), "rows": rows,
+        "transformers_in_memory": json.loads(args.peer.read_text()) if args.peer else None,
         "runs": {f"{model} {label}": cells for (model, label), cells in runs.items()},
     }  # fmt: skip
     args.out.with_suffix(".json").write_text(json.dumps(card, indent=1))
@@ -137,6 +142,11 @@ def summarise(model: Path, label: str, cap: int, runs: dict, n_tokens: int) -> d
         "bound_over_naive": 1.1 * must / everything,
         "peak_cgroup_mib": max(run["charges"]["peak_bytes"] for run in done) / MIB,
         "oom_kills": sum(run["charges"]["oom_kills"] for run in done),
+        "limit_hits": sum(run["flash"]["limit_hits"] or 0 for run in done),
+        # Loading and the probe read too, so the counter is above what the request read.
+        "device_over_bytes_read": statistics.median(
+            run["device_bytes"] / max(1, run["flash"]["bytes_read"]) for run in done
+        ),
         "same_tokens": len({tuple(run["tokens"]) for run in done}) == 1,
     }
     curve = choose_storage(str(model)).curve
@@ -156,7 +166,7 @@ def machine(model: Path) -> dict:
 
 def table(card: dict) -> str:
     head = ("model | cap | tok/s | MiB/token | must stream | time / naive | bound | "
-            "flash floor ms | peak MiB")
+            "flash floor ms | peak MiB | limit hits")
     lines = [f"{card['note']}", "", f"`{card['command']}`", "",
              *(f"- {key}: {value}" for key, value in card["machine"].items()), "",
              f"| {head} |", "|" + " --- |" * len(head.split("|"))]
@@ -168,8 +178,13 @@ def table(card: dict) -> str:
             f"| {row['model']} | {row['cap']} | {row['tokens_per_s']:.2f} | "
             f"{row['device_mib_per_token']:.1f} | {100 * row['must_stream_share']:.0f} % | "
             f"{row['time_over_naive']:.2f} | {row['bound_over_naive']:.2f} | "
-            f"{row['flash_floor_ms']:.0f} | {row['peak_cgroup_mib']:.0f} |"
+            f"{row['flash_floor_ms']:.0f} | {row['peak_cgroup_mib']:.0f} | "
+            f"{row['limit_hits']} |"
         )
+    if card["transformers_in_memory"]:
+        peer = card["transformers_in_memory"]
+        lines += ["", f"transformers, bf16, all in memory, no cap: {peer['tokens_per_s']:.2f} "
+                      f"tok/s ({peer['parameters'] / 1e9:.2f} B parameters)"]
     return "\n".join(lines) + "\n"
 
 

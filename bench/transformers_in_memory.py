@@ -20,14 +20,15 @@ def build(config: dict, dtype):
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
+    merge = merged_heads(config)
     made = LlamaConfig(
         vocab_size=config["vocab_size"],
         hidden_size=config["hidden_size"],
         intermediate_size=config["intermediate_size"],
         num_hidden_layers=config["n_layers"],
-        num_attention_heads=config["n_heads"],
-        num_key_value_heads=config["n_kv_heads"],
-        head_dim=config["head_dim"],
+        num_attention_heads=config["n_heads"] // merge,
+        num_key_value_heads=config["n_kv_heads"] // merge,
+        head_dim=config["head_dim"] * merge,
         hidden_act={"relu2": "relu2"}.get(config["activation"], config["activation"]),
         tie_word_embeddings=config["tied"],
         max_position_embeddings=config["n_context"],
@@ -36,6 +37,15 @@ def build(config: dict, dtype):
     with torch.inference_mode():
         model = LlamaForCausalLM(made).eval()
     return model
+
+
+def merged_heads(config: dict) -> int:
+    """How many heads to join into one: transformers wants hidden_size to be a multiple of the
+    heads, which inflated models need not have; the matrices keep their sizes."""
+    return next(
+        m for m in range(1, config["n_kv_heads"] + 1)
+        if config["n_kv_heads"] % m == 0 and config["hidden_size"] % (config["n_heads"] // m) == 0
+    )
 
 
 def main() -> None:
