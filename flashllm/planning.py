@@ -19,7 +19,7 @@ from .errors import BudgetError
 from .units import KIB, MIB, align_up
 
 STAGE_BYTES = MIB  # one read of the ring: sequential speed is reached from 1 MiB on
-RING_STAGES = 16  # as many in flight as the device wants (measured: 16 to 64)
+RING_STAGES = 32  # measured, interleaved: 16 stages 1.51 GB/s, 32 1.75, 48 no clear gain over 32
 MIN_RING_STAGES = 4
 LEAST_CONTEXT = 256
 LEAST_CHUNK = 1
@@ -111,7 +111,7 @@ def plan_budget(
     larger = costs.chunk(chunk) - costs.chunk(LEAST_CHUNK)
     stages = 0
     if not keep or base + longer + larger + whole > budget_bytes:
-        more = spare // 8 // costs.stage
+        more = spare // 6 // costs.stage
         stages = min(RING_STAGES, MIN_RING_STAGES + more)
 
     ledger = Ledger(budget_bytes)
