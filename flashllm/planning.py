@@ -110,8 +110,10 @@ def plan_budget(
     longer = costs.context(n_context) - costs.context(least_context)
     larger = costs.chunk(chunk) - costs.chunk(LEAST_CHUNK)
     stages = 0
-    if not keep or base + longer + larger + whole > budget_bytes:
-        more = spare // 6 // costs.stage
+    missing = base + longer + larger + whole - budget_bytes if keep else whole
+    if not keep or missing > 0:
+        # Every stage is a stage less of kept weights: when little is missing, few stages serve it.
+        more = min(spare // 6, missing // 6) // costs.stage
         stages = min(RING_STAGES, MIN_RING_STAGES + more)
 
     ledger = Ledger(budget_bytes)

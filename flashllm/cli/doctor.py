@@ -29,6 +29,7 @@ def run(args: argparse.Namespace) -> int:
         "numpy": np.__version__,
         "machine": f"{platform.system()} {platform.release()} {platform.machine()}",
         "processors": usable_processors(),
+        "threads": _threads(),
         "kernels": _kernels(),
         "memory": _memory(),
         "device": _device(args.model),
@@ -49,6 +50,13 @@ def _kernels() -> dict:
             name: why or "runs here" for name, why in kernel_troubles().items()}}
     finally:
         chosen.close()
+
+
+def _threads() -> dict:
+    asked = resolve("num_threads")
+    if asked.value is not None:
+        return {"compute": asked.value, "source": asked.source}
+    return {"compute": usable_processors(), "source": "usable processors"}
 
 
 def _memory() -> dict:
@@ -103,8 +111,9 @@ def _settings() -> list[dict]:
 def _show(report: dict) -> None:
     print(f"flashllm {report['flashllm']}, Python {report['python']}, NumPy {report['numpy']}")
     print(f"{report['machine']}, {report['processors']} processors")
-    kernels = report["kernels"]
-    print(f"\nkernel set: {kernels['chosen']} (from {kernels['source']})")
+    threads, kernels = report["threads"], report["kernels"]
+    print(f"\ncompute threads: {threads['compute']} (from {threads['source']})")
+    print(f"kernel set: {kernels['chosen']} (from {kernels['source']})")
     for name, why in kernels["sets"].items():
         print(f"  {name:<10} {why}")
     memory = report["memory"]
