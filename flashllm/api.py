@@ -5,6 +5,7 @@
         print(llm.generate("Once upon a time").text)
 
 A handle serves one generation at a time; a second one raises BusyError.  Handles are independent.
+`resize`, `cancel` and `close` may be called while one is in flight, from any thread.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,9 @@ from .engine.engine import Engine, Totals
 from .engine.request import Request
 from .engine.results import Delta, Result
 from .engine.sampling import SamplingParams
+from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
+from .planning import replan
 from .tokenization import no_tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -63,6 +66,7 @@ class LLM:
     ):
         started = time.perf_counter()
         self._lock = threading.Lock()
+        self._turns = Turns()
         self._cancel = threading.Event()
         self._progress = progress
         self._request_now: Request | None = None
@@ -91,18 +95,21 @@ class LLM:
             self._engine = Engine(
                 parts.model, parts.store, parts.state, chunk=parts.plan.chunk, check=parts.check
             )
+            self._opened_plan = self.plan
             self._stack = stack.pop_all()
         self.load_ms = (time.perf_counter() - started) * 1e3
 
     # -- lifetime
 
     def close(self) -> None:
-        """Release memory, threads and descriptors; safe to call twice."""
+        """Release memory, threads and descriptors; safe to call twice.
+
+        A generation in flight ends as cancelled after its current token.
+        """
         stack, self._stack = self._stack, None
         if stack is not None:
             self._cancel.set()
-            with self._lock:
-                stack.close()
+            self._turns.between(stack.close)
 
     def __enter__(self) -> LLM:
         return self
@@ -113,6 +120,30 @@ class LLM:
     def cancel(self) -> None:
         """End the generation in flight after its current token (from another thread)."""
         self._cancel.set()
+
+    def resize(self, ram_budget: int | str) -> None:
+        """Give this engine another budget while it is open, at once or before the next token.
+
+        Weights are dropped from memory, or read into it again up to what was kept at open; the
+        context and everything else stays as it was allocated.  No token depends on it.  When this
+        returns the kernel has been given its pages back, and `plan` is the new plan.  Called in
+        the middle of a step of the same thread (a signal handler, a callback) it takes effect
+        when that step ends.
+
+        Raises BudgetError, and changes nothing, below the floor of the open engine.
+        """
+        if self._stack is None:
+            raise ClosedError("this LLM was closed")
+        budget = assembly.budget_bytes(ram_budget, self.container.size)
+        plan = replan(self._opened_plan, budget)
+
+        def change() -> None:
+            if self._stack is None:
+                raise ClosedError("this LLM was closed")
+            self.plan = plan
+            self.store.resize(plan.resident, ring_stages=plan.ring_stages)
+
+        self._turns.between(change)
 
     # -- what it says about itself
 
@@ -165,7 +196,7 @@ class LLM:
 
         Raises BudgetError when the result would break the budget.
         """
-        with self._exclusive():
+        with self._exclusive(), self._step():
             self._engine.reset()
             ids = self._engine.check_ids(np.asarray(ids))
             n_bytes = 4 * ids.size * self.vocab_size
@@ -186,7 +217,8 @@ class LLM:
             out = np.empty((min(step, ids.size), self.vocab_size), np.float32)
             for first in range(0, ids.size, step):
                 part = ids[first : first + step]
-                self._engine.prefill(part, Totals(), all_logits=out[: part.size])
+                with self._step():
+                    self._engine.prefill(part, Totals(), all_logits=out[: part.size])
                 yield first, out[: part.size]
 
     def observe(
@@ -234,6 +266,14 @@ class LLM:
         self._cancel.clear()
         return _Release(self._lock)
 
+    @contextmanager
+    def _step(self) -> Iterator[None]:
+        """Nothing changes under the engine meanwhile, and it is open."""
+        with self._turns.step():
+            if self._stack is None:
+                raise ClosedError("this LLM was closed")
+            yield
+
     def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
         ids = self.encode(prompt) if isinstance(prompt, str) else prompt
         return Request(
@@ -267,7 +307,13 @@ class LLM:
     def _deltas(self, request: Request) -> Iterator[Delta]:
         with self._exclusive():
             self._request_now = request
-            yield from request.run()
+            with closing(request.run()) as deltas:
+                while True:
+                    with self._turns.step():  # after close() the request ends as cancelled
+                        delta = next(deltas, None)
+                    if delta is None:
+                        return
+                    yield delta
 
 
 class _Release:

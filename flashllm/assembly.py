@@ -31,6 +31,7 @@ from .planning import (
     Plan,
     PlaneNeed,
     plan_budget,
+    ring_reserve,
 )
 from .probe.curve import DEFAULT_CURVE
 from .probe.device import Choice, choose_storage, probe_device
@@ -120,6 +121,7 @@ def open_parts(
         storage,
         resident=plan.resident,
         ring_stages=plan.ring_stages,
+        ring_reserve=ring_reserve(plan),
         stage_bytes=plan.stage_bytes,
         policy=wishes.policy,
         curve=choice.curve,

@@ -11,8 +11,8 @@ overlaps with computing.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from .cache.ledger import Ledger
 from .errors import BudgetError
@@ -21,6 +21,7 @@ from .units import KIB, MIB, align_up
 STAGE_BYTES = MIB  # one read of the ring: sequential speed is reached from 1 MiB on
 RING_STAGES = 32  # measured, interleaved: 16 stages 1.51 GB/s, 32 1.75, 48 no clear gain over 32
 MIN_RING_STAGES = 4
+RESERVED_STAGES = 16  # address space for a ring that a later `replan` may want
 LEAST_CONTEXT = 256
 LEAST_CHUNK = 1
 # What Python, NumPy temporaries and malloc may still grow by after the plan.
@@ -35,6 +36,9 @@ LABELS = {
     1: "kept: deciding planes",
     2: "kept: FFN bundles",
 }
+PAGE_TABLES_KEPT = "page tables of kept weights"
+RING = "read-ahead ring"
+UNUSED = "unused"
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,9 @@ class Plan:
     chunk: int
     streamed_bytes: int  # bytes of frames that a dense pass must still bring in
     file_bytes: int
+    needs: tuple[PlaneNeed, ...] = ()
+    stage_cost: int = 0  # of one ring stage, with its decode buffer
+    keep: bool = True
 
 
 def plan_budget(
@@ -112,9 +119,7 @@ def plan_budget(
     stages = 0
     missing = base + longer + larger + whole - budget_bytes if keep else whole
     if not keep or missing > 0:
-        # Every stage is a stage less of kept weights: when little is missing, few stages serve it.
-        more = min(spare // 6, missing // 6) // costs.stage
-        stages = min(RING_STAGES, MIN_RING_STAGES + more)
+        stages = _ring_stages(spare, missing, costs.stage)
 
     ledger = Ledger(budget_bytes)
     for name, n_bytes in costs.fixed.items():
@@ -123,10 +128,10 @@ def plan_budget(
                   - costs.context(least_context) - costs.chunk(LEAST_CHUNK))
     ledger.charge("state", costs.context(n_context), note=f"{n_context} tokens")
     ledger.charge("scratch", costs.chunk(chunk), note=f"{chunk} tokens at once")
-    ledger.charge("read-ahead ring", stages * costs.stage, note=f"{stages} stages")
+    ledger.charge(RING, stages * costs.stage, note=f"{stages} stages")
     ledger.require()
     resident = _keep(ledger, wanted if keep else [], needs)
-    ledger.settle()
+    ledger.settle(UNUSED)
     return Plan(
         ledger=ledger,
         resident=resident,
@@ -134,13 +139,74 @@ def plan_budget(
         stage_bytes=STAGE_BYTES,
         n_context=n_context,
         chunk=chunk,
-        streamed_bytes=sum((n.n_frames - resident[n.name]) * n.slot_bytes for n in wanted),
+        streamed_bytes=_streamed(needs, resident),
         file_bytes=file_bytes,
+        needs=tuple(needs),
+        stage_cost=costs.stage,
+        keep=keep,
     )
 
 
-def _keep(ledger: Ledger, wanted: list[PlaneNeed], needs: list[PlaneNeed]) -> dict[str, int]:
-    """Grant slots class by class; frames kept per plane."""
+def ring_reserve(plan: Plan) -> int:
+    """The most ring stages that any `replan` of this plan has."""
+    return max(plan.ring_stages, RESERVED_STAGES)
+
+
+def replan(opened: Plan, budget_bytes: int) -> Plan:
+    """The plan of an open engine for another budget.
+
+    `opened` is the plan it was opened with.  Context, scratch and everything else that is already
+    allocated stays; what changes is the ring, which appears when something begins to stream and
+    may shrink to its least, and the kept weights, up to what was kept at open.  Raises BudgetError
+    with the floor of the open engine.
+    """
+    changing = {*LABELS.values(), PAGE_TABLES_KEPT, RING, UNUSED}
+    lines = {k: n for k, n in opened.ledger.lines().items() if k not in changing}
+    base = sum(lines.values())
+    wanted = [need for need in opened.needs if need.rank is not None] if opened.keep else []
+    most = sum(opened.resident[need.name] * need.slot_bytes for need in wanted)
+    whole = _with_page_tables(most)
+    least_ring = MIN_RING_STAGES * opened.stage_cost
+    never_streams = opened.ring_stages == 0
+    floor = base + (min(least_ring, whole) if never_streams else least_ring)
+    if budget_bytes < floor:
+        raise BudgetError(budget_bytes, floor, "for an engine that is open")
+    missing, stages = base + whole - budget_bytes, 0
+    if not never_streams or missing > 0:
+        missing += opened.streamed_bytes
+        stages = _ring_stages(budget_bytes - floor, missing, opened.stage_cost)
+        stages = min(stages, ring_reserve(opened))
+
+    ledger = Ledger(budget_bytes)
+    for name, n_bytes in lines.items():
+        ledger.charge(name, n_bytes)
+    ledger.charge(RING, stages * opened.stage_cost, note=f"{stages} stages")
+    ledger.require()
+    resident = _keep(ledger, wanted, list(opened.needs), opened.resident)
+    ledger.settle(UNUSED)
+    return replace(
+        opened, ledger=ledger, resident=resident, ring_stages=stages,
+        streamed_bytes=_streamed(opened.needs, resident),
+    )  # fmt: skip
+
+
+def _ring_stages(spare: int, missing: int, stage_cost: int) -> int:
+    """Every stage is a stage less of kept weights: when little is missing, few serve it."""
+    more = min(spare // 6, missing // 6) // stage_cost
+    return min(RING_STAGES, MIN_RING_STAGES + max(0, more))
+
+
+def _streamed(needs: Sequence[PlaneNeed], resident: Mapping[str, int]) -> int:
+    return sum(
+        (n.n_frames - resident[n.name]) * n.slot_bytes for n in needs if n.rank is not None
+    )
+
+
+def _keep(
+    ledger: Ledger, wanted: list[PlaneNeed], needs: list[PlaneNeed],
+    most: Mapping[str, int] | None = None,
+) -> dict[str, int]:  # fmt: skip
+    """Grant slots class by class, up to `most` frames of a plane; frames kept per plane."""
     resident = {need.name: 0 for need in needs}
     tables = page_table_bytes(ledger.left_bytes)
     left = max(0, ledger.left_bytes - tables)
@@ -150,20 +216,20 @@ def _keep(ledger: Ledger, wanted: list[PlaneNeed], needs: list[PlaneNeed]) -> di
         whole = sum(need.n_frames * need.slot_bytes for need in members)
         if not whole:
             continue
-        kept = _serve(members, whole, left, resident)
+        if most is not None:
+            members = [replace(need, n_frames=most[need.name]) for need in members]
+        kept = _serve(members, left, resident)
         left -= kept
         kept_any += kept
         ledger.grant(label, kept, note=f"{100 * kept / whole:.0f} % of {whole:,} B")
     if kept_any:
-        ledger.grant("page tables of kept weights", page_table_bytes(kept_any))
+        ledger.grant(PAGE_TABLES_KEPT, page_table_bytes(kept_any))
     return resident
 
 
-def _serve(
-    members: list[PlaneNeed], whole: int, left: int, resident: dict[str, int]
-) -> int:
+def _serve(members: list[PlaneNeed], left: int, resident: dict[str, int]) -> int:
     """Keep what fits of one class; returns the bytes spent."""
-    share = min(1.0, left / whole)
+    share = min(1.0, left / max(1, sum(need.n_frames * need.slot_bytes for need in members)))
     for need in members:
         resident[need.name] = int(need.n_frames * share)
     spent = sum(resident[need.name] * need.slot_bytes for need in members)

@@ -1,14 +1,15 @@
 """The arena: the one allocation that slots, ring stages and read areas are cut from.
 
 Private anonymous memory, touched once when it is made, so that what the plan says is charged at
-once and nothing grows later.  Regions are cut by name when the arena is made and never move.
-Addresses are plain ints (uint64 in tables); what lies in a region is not known here.
+once and nothing grows later by itself.  Regions are cut by name when the arena is made and never
+move; whole OS pages of them can be given back to the kernel and taken again.  Addresses are plain
+ints (uint64 in tables); what lies in a region is not known here.
 """
 
 from __future__ import annotations
 
 import mmap
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -41,9 +42,12 @@ class Arena:
     huge_pages  ask for transparent huge pages.  The kernel only places them where 2 MiB lie
                 wholly inside the mapping, and the mapping is not rounded up to them, so they
                 never charge more than `arena_bytes`.
+    reserved    regions that are cut but not touched: address space, until `take`
     """
 
-    def __init__(self, sizes: Mapping[str, int], *, huge_pages: bool = True):
+    def __init__(
+        self, sizes: Mapping[str, int], *, huge_pages: bool = True, reserved: Collection[str] = ()
+    ):
         for name, n in sizes.items():
             if n < 0:
                 raise UsageError(f"arena region {name!r} of {n} bytes")
@@ -57,13 +61,17 @@ class Arena:
         self._map: mmap.mmap | None = mmap.mmap(-1, max(self.n_bytes, REGION_ALIGNMENT), **kind)
         self.huge_pages = huge_pages and _advise_huge(self._map)
         self._bytes = np.frombuffer(self._map, dtype=np.uint8)
-        self._bytes.fill(0)
         self.address = int(self._bytes.ctypes.data)
         self.regions: dict[str, Region] = {}
         at = self.address
         for name, n in sizes.items():
             self.regions[name] = Region(name, at, n)
             at += align_up(n, REGION_ALIGNMENT)
+        for name in reserved:  # before anything is touched: no huge page may reach into one
+            self._advise(*self._pages(self.regions[name].address, sizes[name]), "MADV_NOHUGEPAGE")
+        for name, n in sizes.items():
+            if name not in reserved:
+                self.view(self.regions[name].address, align_up(n, REGION_ALIGNMENT)).fill(0)
 
     def __getitem__(self, name: str) -> Region:
         return self.regions[name]
@@ -78,6 +86,42 @@ class Arena:
                 f"view of {n_bytes} bytes at arena offset {start}, the arena has {self.n_bytes}"
             )
         return self._bytes[start : start + n_bytes]
+
+    def give_back(self, address: int, n_bytes: int) -> int:
+        """Return the whole OS pages inside this range to the kernel; their content is lost.
+
+        Bytes given back; 0 where the kernel has no such call.  The range also stops being a place
+        for huge pages, or the kernel might fill it again while joining the pages around it.
+        """
+        start, length = self._pages(address, n_bytes)
+        if length and self._advise(start, length, "MADV_DONTNEED"):
+            self._advise(start, length, "MADV_NOHUGEPAGE")
+            return length
+        return 0
+
+    def take(self, address: int, n_bytes: int) -> None:
+        """Touch a range that was given back or reserved, so that it is charged now."""
+        start, length = self._pages(address, n_bytes)
+        if length:
+            if self.huge_pages:
+                self._advise(start, length, "MADV_HUGEPAGE")
+            self._bytes[start : start + length].fill(0)
+
+    def _pages(self, address: int, n_bytes: int) -> tuple[int, int]:
+        """(arena offset, length) of the whole OS pages in a range of the arena."""
+        self.view(address, n_bytes)
+        start = align_up(int(address) - self.address, mmap.PAGESIZE)
+        stop = (int(address) + n_bytes - self.address) // mmap.PAGESIZE * mmap.PAGESIZE
+        return start, max(0, stop - start)
+
+    def _advise(self, start: int, length: int, advice: str) -> bool:
+        if not length or not hasattr(mmap, advice):
+            return False
+        try:
+            self._map.madvise(getattr(mmap, advice), start, length)
+        except OSError:  # a kernel built without huge pages refuses advice about them
+            return False
+        return True
 
     def lease(self) -> None:
         """Somebody outside holds addresses; close() is refused until as many release()s."""

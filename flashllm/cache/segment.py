@@ -7,7 +7,8 @@ means.  Every verb works on arrays.  What stays true (`check` says it in code):
 - `addresses[frame]` is where the decoded frame can be read now, 0 = absent: the slot's address
   once published, or an address lent for the time of a lease;
 - a slot whose frame is placed but not published (its read is in flight) is pinned;
-- a pinned slot is never evicted.
+- a pinned slot is never evicted;
+- slots from `n_slots` on, up to `n_most`, hold nothing: their memory may be gone.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ class Segment:
         if not 0 <= n_slots <= n_frames:
             raise AssertionError(f"{name}: {n_slots} slots for {n_frames} frames")
         self.name, self.n_frames, self.n_slots = name, n_frames, n_slots
+        self.n_most = n_slots  # tables are as long as at the start, whatever `resize` says
         self.slot_bytes = slot_bytes
         self.slot_address = np.uint64(address) + np.arange(n_slots, dtype=np.uint64) * np.uint64(
             slot_bytes
@@ -55,12 +57,18 @@ class Segment:
         self.pins[slots] = left
 
     def barred(self) -> np.ndarray:
-        """bool[n_slots]: slots that cannot be victims, being pinned or empty."""
+        """bool[n_most]: slots that cannot be victims, being pinned or empty."""
         return (self.pins > 0) | (self.slot_frame < 0)
 
     @property
     def n_free(self) -> int:
         return self.n_slots - self.n_used
+
+    def resize(self, n_slots: int) -> None:
+        """Use the first `n_slots` slots from now on; those beyond must be empty."""
+        if not 0 <= n_slots <= self.n_most or (self.slot_frame[n_slots:] != NONE).any():
+            self._broken(f"cannot use {n_slots} of {self.n_most} slots: more would be lost")
+        self.n_slots = n_slots
 
     # ---------------------------------------------------------------------------------- content
 
@@ -77,7 +85,7 @@ class Segment:
             raise AssertionError(
                 f"{self.name}: frames {np.asarray(frames)[present].tolist()} are already placed"
             )
-        slots = np.flatnonzero(self.slot_frame < 0)[:n].astype(np.int32)
+        slots = np.flatnonzero(self.slot_frame[: self.n_slots] < 0)[:n].astype(np.int32)
         self.slot_frame[slots] = frames
         self.frame_slot[frames] = slots
         self.pins[slots] = 1
@@ -130,6 +138,8 @@ class Segment:
         used = np.flatnonzero(self.slot_frame >= 0)
         if len(used) != self.n_used:
             self._broken(f"{len(used)} slots hold frames, n_used says {self.n_used}")
+        if len(used) and used[-1] >= self.n_slots:
+            self._broken(f"slot {used[-1]} holds a frame, {self.n_slots} slots are in use")
         placed = np.flatnonzero(self.frame_slot >= 0)
         if len(placed) != self.n_used:
             self._broken(f"{len(placed)} frames have slots, n_used says {self.n_used}")
@@ -142,7 +152,7 @@ class Segment:
             self._broken(
                 f"slot {used[at]} holds frame {frames[at]}, whose slot is said to be {back[at]}"
             )
-        if self.n_slots and self.pins.min() < 0:
+        if self.n_most and self.pins.min() < 0:
             self._broken(f"slot {int(self.pins.argmin())} has {int(self.pins.min())} pins")
         pinned_empty = (self.slot_frame < 0) & (self.pins != 0)
         if pinned_empty.any():

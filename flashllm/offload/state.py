@@ -119,7 +119,7 @@ class PlaneState:
         if n_evict <= 0:
             return 0
         barred = segment.barred()
-        n_evict = min(n_evict, segment.n_slots - int(np.count_nonzero(barred)))
+        n_evict = min(n_evict, int(np.count_nonzero(~barred)))
         return self.evict(self.policy.victims(n_evict, barred))
 
     def evict(self, slots: np.ndarray) -> int:
@@ -130,6 +130,19 @@ class PlaneState:
         self.segment.evict(slots)
         self.residency_changed()
         return int(lengths.sum())
+
+    def resize(self, n_slots: int) -> int:
+        """Use only the first `n_slots` slots, or more again, up to as many as there were at the
+        start; returns the bytes of frames that were prefetched, never used, and are now lost."""
+        segment, unused = self.segment, 0
+        beyond = np.flatnonzero(segment.slot_frame[n_slots:] >= 0).astype(np.int32) + n_slots
+        if self.sparse:
+            unused = self.evict(beyond)
+        elif len(beyond):
+            segment.evict(beyond)
+        segment.resize(n_slots)
+        self.residency_changed()
+        return unused
 
     def recover(self) -> None:
         """After an interruption: no lease is out, so nothing may stay pinned, lent or half read."""

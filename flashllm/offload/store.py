@@ -21,11 +21,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache.arena import Arena
+from ..cache.arena import REGION_ALIGNMENT, Arena
 from ..cache.policies import POLICIES
 from ..cache.policies.belady import Belady
 from ..container.base import CODECS
 from ..errors import ClosedError, UnknownNameError, UsageError
+from ..units import align_up
 from .demand import Demand
 from .fetch import Fetcher
 from .frames import spaced
@@ -72,6 +73,7 @@ class WeightStore:
     sparse          planes that `acquire` serves; None: every `….ffn` beside a `….deciding`
     policy          eviction policy of sparse planes, with `policy_options`
     ring_stages     read-ahead stages of `stage_bytes`; 0 when nothing that is scanned streams
+    ring_reserve    most stages that `resize` can ask for later (address space, not memory)
     demand_bytes    transient area for reads on demand
     decode_threads  threads that decode, if any plane is coded
     mode            "adaptive", or "sweep" or "cached" to hold all sparse planes in one mode
@@ -89,6 +91,7 @@ class WeightStore:
         policy: str = "lru",
         policy_options: Mapping | None = None,
         ring_stages: int = RING_STAGES,
+        ring_reserve: int = 0,
         stage_bytes: int = STAGE_BYTES,
         demand_bytes: int = DEMAND_BYTES,
         decode_threads: int = DECODE_THREADS,
@@ -110,21 +113,26 @@ class WeightStore:
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
         self._unfinished = 0  # iterators that were begun and have not run to their end
         self._total = StepStats()
+        ring_reserve = max(ring_reserve, ring_stages)
         sizes = regions(
-            container, resident=resident, stage_bytes=stage_bytes, ring_stages=ring_stages,
+            container, resident=resident, stage_bytes=stage_bytes, ring_stages=ring_reserve,
             demand_bytes=demand_bytes,
         )  # fmt: skip
-        self._arena = Arena(sizes, huge_pages=huge_pages)
+        rings = ("stream ring", "stream ring, decoded")
+        self._arena = Arena(sizes, huge_pages=huge_pages, reserved=rings)
         self._fetcher = Fetcher(
             storage, self._arena, path=container.path, codecs=CODECS,
             planes=list(container.planes.values()), n_threads=decode_threads,
             alignment=container.alignment, trash=self._arena["trash"].address,
         )  # fmt: skip
         raw, decoded = stage_areas(container, stage_bytes)
-        raw_at = spaced(self._arena["stream ring"].address, raw, ring_stages).tolist()
-        at = self._arena["stream ring, decoded"].address
-        decoded_at = spaced(at, decoded, ring_stages).tolist()
-        self._stream = Stream(self._fetcher, list(map(Stage, raw_at, decoded_at)))
+        self._ring = [
+            (self._arena[ring].address, n) for ring, n in zip(rings, (raw, decoded), strict=True)
+        ]
+        places = [spaced(at, n, ring_reserve).tolist() for at, n in self._ring]
+        self._stages = list(map(Stage, *places))
+        self._stream = Stream(self._fetcher, ())
+        self._resize_ring(ring_stages)
         half = demand_half_bytes(container, demand_bytes)
         self._demand = Demand(self._fetcher, self._arena["demand"].address, half)
         self._picker = Picker(self._fetcher, self._demand, curve)
@@ -159,6 +167,64 @@ class WeightStore:
                     progress(done, total, "weights")
         self._total.add(self._step)
         self._count_into(StepStats())
+
+    def resize(self, resident: Mapping[str, int], *, ring_stages: int) -> None:
+        """Keep so many frames of each plane from now on, at most what it had when the store was
+        made (planes not named keep none), and read ahead with so many stages.
+
+        Between steps only.  What is given up leaves memory before anything is read; what is taken
+        again is filled as by `load`.  After an error of reading the store serves the next step,
+        with fewer frames kept.
+        """
+        self._alive()
+        self._recover()
+        states = list(self._states.values())
+        wanted = {s.name: int(resident.get(s.name, 0)) for s in states}
+        for state in states:
+            if wanted[state.name] > state.segment.n_most:
+                raise UsageError(
+                    f"plane {state.name}: {wanted[state.name]} frames to keep, the store was made "
+                    f"for {state.segment.n_most}"
+                )
+        self._stream.reset()
+        for state in states:
+            self._picker.drop_prefetch(state)
+            segment, n_slots = state.segment, wanted[state.name]
+            if n_slots < segment.n_slots:
+                self._step.prefetch_unused_bytes += state.resize(n_slots)
+                self._arena.give_back(*self._beyond(state, n_slots))
+        self._resize_ring(ring_stages)
+        for state in states:
+            segment, n_slots = state.segment, wanted[state.name]
+            if n_slots > segment.n_slots:
+                address, n_bytes = self._beyond(state, segment.n_slots)
+                self._arena.take(address, n_bytes - self._beyond(state, n_slots)[1])
+                state.resize(n_slots)
+        for state in states:
+            if state.mode == "sweep":
+                for _ in self._picker.fill_prefix(state, self._clock):
+                    pass
+        self._total.add(self._step)
+        self._count_into(StepStats())
+
+    def _beyond(self, state: PlaneState, n_slots: int) -> tuple[int, int]:
+        """(address, bytes) of a plane's slots from `n_slots` on, to the end of its last page."""
+        if not state.segment.n_most:
+            return self._arena.address, 0
+        region = self._arena[f"slots of {state.name}"]
+        used = n_slots * state.source.slot_bytes
+        return region.address + used, align_up(region.n_bytes, REGION_ALIGNMENT) - used
+
+    def _resize_ring(self, n_stages: int) -> None:
+        """Use the first `n_stages` places of the ring; the memory of the others is given back."""
+        before, reserve = self._stream.n_stages, len(self._stages)
+        if not 0 <= n_stages <= reserve:
+            raise UsageError(f"{n_stages} ring stages, the store was made for {reserve}")
+        change = self._arena.take if n_stages > before else self._arena.give_back
+        for address, each in self._ring:
+            low, high = sorted((before, n_stages))
+            change(address + low * each, (high - low) * each)
+        self._stream.use(self._stages[:n_stages])
 
     def close(self) -> None:
         """Wait for reads in flight, stop the threads, give the memory back; idempotent.

@@ -232,6 +232,12 @@ class Stream:
             some.clear()
         self._free = list(self._stages)
 
+    def use(self, stages: Sequence[Stage]) -> None:
+        """These stages make up the ring from now on; reads into the old ones have ended."""
+        self.reset()
+        self._stages = list(stages)
+        self._free = list(stages)
+
     def _n_listed(self) -> int:
         return len(self._free) + len(self._pending) + len(self._taken) + len(self._dropped)
 
