@@ -28,7 +28,7 @@ PROMPT = "It was a dark night, and the old house"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--prompt", default=PROMPT)
-    parser.add_argument("--max-tokens", "-n", type=int, default=200)
+    parser.add_argument("--max-tokens", "-n", type=int, default=128)
     parser.add_argument("--size", default="512MiB", help="size of the widened model (at least)")
     parser.add_argument("--ram-budget", default="50%", help="of the widened file, or bytes")
     parser.add_argument("--temperature", type=float, default=0.7)

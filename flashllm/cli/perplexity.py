@@ -29,7 +29,7 @@ def run(args: argparse.Namespace) -> int:
     text = text[: args.limit]
     if not text:
         raise UsageError("the text is empty")
-    progress = Progress(unit="windows")
+    progress = Progress()
     with LLM(args.model, progress=Progress(), **engine_arguments(args)) as llm:
         total, n_tokens = negative_log_likelihood(llm, text, window=args.window, progress=progress)
     progress.close()

@@ -6,14 +6,15 @@ import sys
 import time
 
 HEARTBEAT_S = 10.0  # long silences look like a hang
+UNITS = {"prompt": "tok", "perplexity": "windows"}  # by label; everything else counts bytes
 
 
 class Progress:
     """A callback (done, total, label); usable for convert, load, verify and prefill."""
 
-    def __init__(self, unit: str = "B", stream=None, clock=time.monotonic):
+    def __init__(self, stream=None, clock=time.monotonic):
         self._stream = sys.stderr if stream is None else stream
-        self._unit, self._clock = unit, clock
+        self._clock = clock
         self._bar = None
         self._label = None
         self._started = self._last = clock()
@@ -36,9 +37,9 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            scaled = self._unit == "B"
+            unit = UNITS.get(label, "B")
             self._bar = tqdm(
-                total=total, desc=label, unit=self._unit, unit_scale=scaled, unit_divisor=1024,
+                total=total, desc=label, unit=unit, unit_scale=unit == "B", unit_divisor=1024,
                 file=self._stream, leave=False,
             )
         self._bar.update(done - self._bar.n)
@@ -53,5 +54,5 @@ class Progress:
         rate = done / (now - self._started)
         left = f"{(total - done) / rate:.0f} s left" if rate else "no progress yet"
         share = 100 * done / total if total else 100.0
-        print(f"{label}: {share:.0f} % ({done} of {total} {self._unit}), {left}",
+        print(f"{label}: {share:.0f} % ({done} of {total} {UNITS.get(label, 'B')}), {left}",
               file=self._stream, flush=True)
