@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from tokenizers import Tokenizer
-
 from data import END
 from model import Decoder
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
 
 
 def config(model: Decoder, dtype: torch.dtype) -> dict:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from tokenizers import Tokenizer
-
 from model import Decoder
+from tokenizers import Tokenizer
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ class Muon(torch.optim.Optimizer):
             directions.append(p.grad.lerp(m, group["momentum"]))
         update = orthogonalise(torch.stack(directions))
         scale = max(1.0, shape[0] / shape[1]) ** 0.5
-        for p, u in zip(same, update):
+        for p, u in zip(same, update, strict=True):
             p.mul_(1 - group["lr"] * group["decay"]).add_(u, alpha=-group["lr"] * scale)
 
 

@@ -14,12 +14,11 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from tokenizers import Tokenizer
-
 from data import read_text
 from measure import bits_per_character
 from model import Decoder, ModelConfig
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 PROMPTS = (
     "It was late in the evening when the old man",
@@ -113,7 +112,7 @@ def polyline(xs: list[float], ys: list[float], box: tuple, low: float, high: flo
     span = max(xs)
     return " ".join(
         f"{left + width * x / span:.1f},{top + height * (high - min(high, y)) / (high - low):.1f}"
-        for x, y in zip(xs, ys)
+        for x, y in zip(xs, ys, strict=True)
     )
 
 

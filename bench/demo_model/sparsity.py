@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
-
 from model import Decoder
+from torch import Tensor
 
 if TYPE_CHECKING:
     from train import Settings

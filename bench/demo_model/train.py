@@ -19,14 +19,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-
 from data import batches, prepare, read_text
 from export import export
 from measure import bits_per_character
 from model import Decoder, ModelConfig
 from optim import make_optimizers
 from sparsity import Penalty, revive
+from tokenizers import Tokenizer
 
 
 @dataclass
@@ -158,7 +157,7 @@ class Run:
             return
         state = torch.load(path, weights_only=True)
         self.model.load_state_dict(state.pop("model"))
-        for opt, saved in zip(self.opts, state.pop("opts")):
+        for opt, saved in zip(self.opts, state.pop("opts"), strict=True):
             opt.load_state_dict(saved)
         self.penalty.weight, self.penalty.active = state.pop("penalty")
         for name, value in state.items():
