@@ -18,9 +18,7 @@ from .errors import BudgetError, FormatError, UnknownNameError, UsageError
 from .kernels import choose_kernels
 from .models.configs import config_from_dict
 from .models.families import MODELS
-from .models.rope_table import RopeTable
 from .models.scratch import Scratch
-from .models.state import KVCache
 from .offload import WeightStore, store_costs
 from .planning import (
     GROWTH_BYTES,
@@ -176,8 +174,9 @@ def kv_dtype(wishes: Wishes, container: Container) -> type:
     """
     if wishes.kv_type != "auto":
         return KV_TYPES[wishes.kv_type]
-    first = next(p for name, p in container.planes.items() if name.endswith(".qkv"))
-    return np.float16 if first.pieces[0].weight_type in ("int8", "int4") else np.float32
+    first = next((p for name, p in container.planes.items() if name.endswith(".qkv")), None)
+    quantised = first is not None and first.pieces[0].weight_type in ("int8", "int4")
+    return np.float16 if quantised else np.float32
 
 
 def make_plan(
@@ -193,18 +192,13 @@ def make_plan(
     """The byte plan of this container under `budget`; see planning.plan_budget."""
     widths = model_class.scratch_widths(config)
     widest = model_class.widest_input(config)
-    per_token = KVCache.bytes_per_token(
-        n_layers=config.n_layers, n_kv_heads=config.n_kv_heads, head_dim=config.head_dim,
-        dtype=kv_dtype(wishes, container),
-    )  # fmt: skip
-    rotated = config.rope.n_rotated if hasattr(config, "rope") else 0
+    dtype = kv_dtype(wishes, container)
     costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES)
     embed = container.planes["embed"]
     vector_bytes = 4 * sum(int(np.prod(shape)) for shape, *_ in container.vectors.values())
 
     def context_bytes(n: int) -> int:
-        return (n * per_token + RopeTable.bytes_needed(rotated, n)
-                + kernels.attention_bytes(n))  # fmt: skip
+        return model_class.context_bytes(config, n, dtype, kernels)
 
     def chunk_bytes(n: int) -> int:
         return (Scratch.bytes_needed(widths, n) + kernels.activation_bytes(n, widest)
@@ -215,7 +209,8 @@ def make_plan(
                   rank_of(name, container))
         for name, plane in container.planes.items()
     ]  # fmt: skip
-    wish = min(config.n_context, 4096) if wishes.n_context is None else wishes.n_context
+    most = min(config.n_context, 4096) if model_class.bounded_context else config.n_context
+    wish = most if wishes.n_context is None else wishes.n_context
     if wish > config.n_context:
         raise UsageError(f"n_context {wish} exceeds the model's {config.n_context}")
     return plan_budget(

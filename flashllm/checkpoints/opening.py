@@ -10,12 +10,13 @@ from ..errors import CheckpointError, UnsupportedError
 from .base import Checkpoint
 from .files import SourceFile
 from .llama2c import MAGIC_V1, Llama2cCheckpoint
+from .rwkv_cpp import MAGIC as MAGIC_RWKV_CPP
+from .rwkv_cpp import RWKVCppCheckpoint
 from .safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsCheckpoint, read_index
 
 # First bytes of kinds we know by name and do not read.
 _UNSUPPORTED = {
     b"GGUF": "GGUF",
-    struct.pack("<i", 0x67676D66): "rwkv.cpp",
     struct.pack("<i", 0x67676D6C): "legacy ggml",
     b"PK\x03\x04": "a zip archive (a PyTorch .pth/.bin file: pickles are never read)",
     b"\x80\x02": "a pickle (pickles are never read)",
@@ -27,7 +28,7 @@ _UNSUPPORTED = {
 
 
 def sniff(path: Path) -> str:
-    """ "safetensors" or "json" for a regular file; UnsupportedError names any other known kind."""
+    """The kind of a regular file's content; UnsupportedError names one that is known, not read."""
     file = SourceFile(path)
     try:
         head = bytes(file.read(0, min(16, file.size)))
@@ -38,6 +39,8 @@ def sniff(path: Path) -> str:
             raise UnsupportedError(f"{path}: {name} is not supported as a source")
     if head.lstrip()[:1] == b"{":
         return "json"
+    if head.startswith(MAGIC_RWKV_CPP):
+        return "rwkv.cpp"
     if head.startswith(MAGIC_V1):
         return "llama2.c"
     if len(head) > 8 and head[8:9] == b"{":
@@ -60,6 +63,8 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
     kind = sniff(path)
     if kind == "llama2.c":
         return Llama2cCheckpoint(path)
+    if kind == "rwkv.cpp":
+        return RWKVCppCheckpoint(path)
     if kind == "json":
         if path.name == INDEX_NAME:
             return _open_sharded(path, path)

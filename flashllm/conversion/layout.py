@@ -59,9 +59,10 @@ def weight_type(role: PlaneRole, quant: str, stored: str) -> str:
 
     Embedding and head stay at int8 under int4: as int4 they raise perplexity by another 0.6 to
     1.9 % (three small trained models), which is as much as a quarter of what int4 costs in all the
-    other planes.  Learned positions are a thousandth of a model and keep their type.
+    other planes.  Learned positions, and low-rank matrices (PlaneRole.keeps_type), are a hundredth
+    of a model at most and keep their type.
     """
-    if quant == "keep" or role.name == "position":
+    if quant == "keep" or role.keeps_type or role.name == "position":
         return stored
     if quant == "int4" and role.name in ("embed", "head"):
         return "int8"

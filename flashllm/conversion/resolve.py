@@ -97,7 +97,7 @@ def _as_the_tensors_are(
     if config.gated and not has_gate and any(".mlp.up_proj." in name for name in names):
         warnings.append("the checkpoint has no gate_proj: its FFN is taken as ungated")
         config = replace(config, gated=False)
-    if not config.tied and "lm_head.weight" not in checkpoint:
+    if not config.tied and not any(name in checkpoint for name in _head_names(config)):
         warnings.append("lm_head.weight is absent: the embedding is used as the head")
         return replace(config, tied=True)
     if config.tied and "lm_head.weight" in checkpoint:
@@ -108,6 +108,12 @@ def _as_the_tensors_are(
             warnings.append("config says tied embeddings, but the two matrices differ: kept apart")
             return replace(config, tied=False)
     return config
+
+
+def _head_names(config: ModelConfig) -> tuple[str, ...]:
+    """What an untied head may be called."""
+    heads = [plane for plane in config.roles().planes if plane.name == "head"]
+    return heads[0].tensors[0][1].names if heads else ()
 
 
 def _equal(checkpoint: Checkpoint, a: str, b: str) -> bool:

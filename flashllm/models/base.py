@@ -67,12 +67,14 @@ class PlaneRole:
 
     `use` says how the plane is read, which decides its frames: "embed" (single rows on demand),
     "dense" (always all of it), "deciding" (swept or pinned), "sparse" (active items only).
+    `keeps_type`: stored as the checkpoint has it even where weights are quantised.
     """
 
     name: str
     kind: str
     use: str
     tensors: tuple[tuple[str, TensorRole], ...]
+    keeps_type: bool = False
 
     @property
     def n_items(self) -> int:

@@ -9,9 +9,14 @@ from .fields import Fields
 from .llama_config import LlamaConfig
 from .nemotron_config import NemotronConfig
 from .opt_config import OPTConfig
+from .rwkv_config import RWKVConfig
 
 CONFIGS: Registry[type[ModelConfig]] = Registry(
-    "model family", {config.family: config for config in (LlamaConfig, NemotronConfig, OPTConfig)}
+    "model family",
+    {
+        config.family: config
+        for config in (LlamaConfig, NemotronConfig, OPTConfig, RWKVConfig)
+    },
 )
 
 

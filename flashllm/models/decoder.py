@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -60,7 +61,6 @@ class DecoderModel(ABC):
             name: {piece.name: _piece_view(plane, piece) for piece in plane.pieces}
             for name, plane in planes.items()
         }
-        kernels.attention_scratch(n_context)
         self._ids = np.zeros(config.intermediate_size, np.int32)
         self.counts = StepCounts()
         self.observer: Observer | None = None
@@ -103,8 +103,22 @@ class DecoderModel(ABC):
     def head_planes(self) -> list[str]:
         return [self.head_plane]
 
+    # False where a state does not grow with its sequence: no context is then too long.
+    bounded_context: ClassVar[bool] = True
+
+    @classmethod
+    def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
+        """What sequences of up to `n_context` tokens take: state, tables, attention scratch."""
+        per_token = KVCache.bytes_per_token(
+            n_layers=config.n_layers, n_kv_heads=config.n_kv_heads, head_dim=config.head_dim,
+            dtype=dtype,
+        )  # fmt: skip
+        return n_context * per_token + kernels.attention_bytes(n_context)
+
     def new_state(self, n_context: int, dtype: np.dtype) -> SequenceState:
+        """An empty state for up to `n_context` tokens, and what computing with it needs."""
         c = self.config
+        self.kernels.attention_scratch(n_context)
         return KVCache(
             n_layers=c.n_layers,
             n_kv_heads=c.n_kv_heads,

@@ -7,7 +7,9 @@ from .decoder import DecoderModel
 from .llama import LlamaModel
 from .nemotron import NemotronModel
 from .opt import OPTModel
+from .rwkv import RWKVModel
 
 MODELS: Registry[type[DecoderModel]] = Registry(
-    "model family", {"llama": LlamaModel, "nemotron": NemotronModel, "opt": OPTModel}
+    "model family",
+    {"llama": LlamaModel, "nemotron": NemotronModel, "opt": OPTModel, "rwkv": RWKVModel},
 )

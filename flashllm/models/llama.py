@@ -45,6 +45,11 @@ class LlamaModel(DecoderModel):
     def widest_input(cls, config) -> int:
         return max(config.hidden_size, config.n_heads * config.head_dim)
 
+    @classmethod
+    def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
+        table = RopeTable.bytes_needed(config.rope.n_rotated, n_context)
+        return table + super().context_bytes(config, n_context, dtype, kernels)
+
     def layer_planes(self, layer: int) -> tuple[str, ...]:
         prefix = f"layers.{layer}."
         deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()

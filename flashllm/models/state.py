@@ -62,3 +62,31 @@ class KVCache(SequenceState):
 
     def reset(self) -> None:
         self.length = 0
+
+
+class RecurrentState(SequenceState):
+    """A state of constant size: named float32 arrays, one value of `empty` in each when empty.
+
+    `capacity` is a number that no sequence reaches; nothing is allocated for it.
+    """
+
+    def __init__(
+        self, shapes: dict[str, tuple[int, ...]], *, empty: dict[str, float], capacity: int
+    ):
+        self.arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+        self._empty = empty
+        self.capacity = capacity
+        self.reset()
+
+    @staticmethod
+    def bytes_needed(shapes: dict[str, tuple[int, ...]]) -> int:
+        return 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def reset(self) -> None:
+        self.length = 0
+        for name, array in self.arrays.items():
+            array.fill(self._empty.get(name, 0.0))

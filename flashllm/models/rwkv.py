@@ -1,0 +1,133 @@
+"""RWKV: a recurrent language model; what all versions share, and the order of a layer.
+
+A layer is x += time_mix(norm(x)), x += channel_mix(norm(x)); both see the token before through a
+shift.  Matrices are applied to a whole chunk; the recurrence takes token after token, each through
+the same calls on arrays of the same shape, so that a chunk has the bits of its tokens one by one
+(docs/ARITHMETIC.md).  What a version's time-mix is lies in rwkv4.py, rwkv5.py, rwkv6.py, rwkv7.py.
+Peng et al., "RWKV: Reinventing RNNs for the Transformer Era", arXiv 2305.13048.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .decoder import DecoderModel
+from .rwkv4 import TimeMix4
+from .rwkv5 import TimeMix5
+from .rwkv6 import TimeMix6
+from .rwkv7 import TimeMix7
+from .rwkv_mix import TimeMix, sigmoid
+from .state import RecurrentState
+
+TIME_MIXES: dict[str, type[TimeMix]] = {
+    "4": TimeMix4, "5.1": TimeMix5, "5.2": TimeMix5, "6": TimeMix6, "7": TimeMix7
+}  # fmt: skip
+
+
+class RWKVModel(DecoderModel):
+    bounded_context = False
+
+    def __init__(self, config, planes, vectors, store, kernels, *, max_tokens, n_context, path=""):
+        super().__init__(
+            config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
+        )
+        self.time_mix = TIME_MIXES[config.version](self)
+
+    # -- sizes
+
+    @classmethod
+    def scratch_widths(cls, config) -> dict[str, int]:
+        h, n = config.hidden_size, config.intermediate_size
+        widths = {name: h for name in ("x", "normed", "residual", "before", "mixed", "gate")}
+        return widths | {"decided": n, "gathered": n} | TIME_MIXES[config.version].widths(config)
+
+    @classmethod
+    def widest_input(cls, config) -> int:
+        return max(config.hidden_size, *TIME_MIXES[config.version].widths(config).values())
+
+    @classmethod
+    def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
+        mix = TIME_MIXES[config.version]
+        return RecurrentState.bytes_needed(_state_shapes(config)) + mix.work_bytes(config)
+
+    def new_state(self, n_context: int, dtype: np.dtype) -> RecurrentState:
+        """`dtype` is for what grows; a recurrent state is float32 always."""
+        empty = TIME_MIXES[self.config.version].empty
+        return RecurrentState(_state_shapes(self.config), empty=empty, capacity=n_context)
+
+    def layer_planes(self, layer: int) -> tuple[str, ...]:
+        channel = ("receptance",) if self.config.has_receptance else ()
+        names = (*self.time_mix.planes(layer), *channel, "deciding", "ffn")
+        return tuple(f"layers.{layer}.{name}" for name in names)
+
+    # -- the pass
+
+    def _hidden(self, ids: np.ndarray, state: RecurrentState) -> np.ndarray:
+        n_tokens, view = ids.size, self.scratch.view
+        x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))
+        self.embed("embed", ids, x)
+        self.norm(x, "embed_norm", x)
+        for layer in range(self.config.n_layers):
+            prefix = f"layers.{layer}."
+            self.norm(x, prefix + "att_norm", normed)
+            before = self.shifted(normed, state.arrays["time_shift"][layer])
+            self.time_mix.forward(layer, normed, before, state, residual)
+            x += residual
+            self.norm(x, prefix + "ffn_norm", normed)
+            before = self.shifted(normed, state.arrays["channel_shift"][layer])
+            self._channel_mix(layer, normed, before, residual)
+            x += residual
+        return x
+
+    def shifted(self, x: np.ndarray, last: np.ndarray) -> np.ndarray:
+        """Each token's predecessor in x [T, n], the first one's being `last`, which becomes x[-1].
+
+        The view lies in scratch, and is valid until the next call.
+        """
+        before = self.scratch.view("before", x.shape[0])
+        before[0] = last
+        before[1:] = x[:-1]
+        last[:] = x[-1]
+        return before
+
+    def mix(self, x: np.ndarray, before: np.ndarray, name: str, out: np.ndarray) -> np.ndarray:
+        """out = x where the vector `name` says so, `before` elsewhere, and between."""
+        share = self.vectors[name]
+        if self.config.version in ("6", "7"):  # stored as the share of the token before
+            np.subtract(before, x, out=out)
+            out *= share
+            out += x
+        else:
+            np.subtract(x, before, out=out)
+            out *= share
+            out += before
+        return out
+
+    def _channel_mix(self, layer: int, x: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
+        prefix, n_tokens = f"layers.{layer}.", x.shape[0]
+        mixed = self.scratch.view("mixed", n_tokens)
+        gate = None
+        if self.config.has_receptance:
+            gate = self.scratch.view("gate", n_tokens)
+            self.mix(x, before, prefix + "channel_mix_r", mixed)
+            self.linear(prefix + "receptance", mixed, gate)
+            sigmoid(gate)
+        self.mix(x, before, prefix + "channel_mix_k", mixed)
+        self.ffn(layer, mixed, out)
+        if gate is not None:
+            out *= gate
+
+    def norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
+        weight, bias = self.vectors[name + ".weight"], self.vectors[name + ".bias"]
+        self.kernels.layer_norm(x, weight, bias, self.config.norm_eps, out)
+
+    def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
+        normed = self.scratch.view("normed", hidden.shape[0])
+        self.norm(hidden, "final_norm", normed)
+        self.linear("head", normed, out)
+
+
+def _state_shapes(config) -> dict[str, tuple[int, ...]]:
+    shift = {"time_shift": (config.hidden_size,), "channel_shift": (config.hidden_size,)}
+    memory = TIME_MIXES[config.version].memory_shapes(config)
+    return {name: (config.n_layers, *shape) for name, shape in (shift | memory).items()}
