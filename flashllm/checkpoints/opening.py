@@ -87,7 +87,9 @@ def _open_folder(folder: Path) -> Checkpoint:
             if other.suffix in (".bin", ".pth", ".pt", ".gguf") and other.is_file():
                 sniff(other)  # names the kind
         raise CheckpointError(folder, "directory", "a safetensors file", "none")
-    sniff(found[0])
+    kind = sniff(found[0])
+    if kind != "safetensors":
+        raise CheckpointError(found[0], "content", "safetensors, as its name says", kind)
     return SafetensorsCheckpoint(folder, folder, found, None)
 
 
