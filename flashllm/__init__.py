@@ -6,11 +6,12 @@ Names are resolved on first use, so that `import flashllm` costs nothing but thi
 from __future__ import annotations
 
 __version__ = "0.1.0"
-__all__ = ["LLM", "SamplingParams", "bundled_model", "convert", "__version__"]
+__all__ = ["LLM", "SamplingParams", "Snapshot", "bundled_model", "convert", "__version__"]
 
 _HOMES = {
     "LLM": "api",
     "SamplingParams": "engine.sampling",
+    "Snapshot": "engine.snapshot",
     "bundled_model": "bundled",
     "convert": "conversion.convert",
 }

@@ -23,6 +23,7 @@ from .engine.engine import Engine, Totals
 from .engine.request import Request
 from .engine.results import Delta, Result
 from .engine.sampling import SamplingParams
+from .engine.snapshot import Snapshot
 from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
 from .planning import replan
@@ -170,25 +171,33 @@ class LLM:
         self,
         prompt: Prompt | Sequence[Prompt],
         params: SamplingParams | None = None,
+        *,
+        state: Snapshot | None = None,
         **sampling: Any,
     ) -> Result | list[Result]:
         """Complete one prompt (text or token ids) or a list of them, one after another.
 
-        Keyword arguments are SamplingParams' fields and win over `params`.
+        Keyword arguments are SamplingParams' fields and win over `params`.  With `state`, each
+        prompt goes on where `save_state` was called, as if it had all been said at once.
         """
         params = SamplingParams.from_kwargs(params, **sampling)
         if _is_batch(prompt):
-            return [self._complete(one, params) for one in prompt]
-        return self._complete(prompt, params)
+            return [self._complete(one, params, state) for one in prompt]
+        return self._complete(prompt, params, state)
 
     def stream(
-        self, prompt: Prompt, params: SamplingParams | None = None, **sampling: Any
+        self,
+        prompt: Prompt,
+        params: SamplingParams | None = None,
+        *,
+        state: Snapshot | None = None,
+        **sampling: Any,
     ) -> Iterator[Delta]:
         """Yield text as it becomes known; the concatenation is `generate`'s text byte for byte.
 
         Each Delta is a str with `.tokens`; the last one carries `.finish_reason` and `.result`.
         """
-        request = self._request(prompt, SamplingParams.from_kwargs(params, **sampling))
+        request = self._request(prompt, SamplingParams.from_kwargs(params, **sampling), state)
         return self._deltas(request)
 
     def logits(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -243,6 +252,18 @@ class LLM:
             finally:
                 self.model.observer = None
 
+    def save_state(self) -> Snapshot:
+        """What the last sequence left in memory: a copy, to pass as `state=` or to `.save(path)`.
+
+        The last token of a completion was not computed on yet; the copy remembers it as pending.
+        A recurrent state has one size always, a KV cache that of its tokens.
+        """
+        with self._exclusive():
+            length = self._engine.state.length
+            views = self._engine.state.holding(length).values()
+            assembly.admit_result(self.plan, self.memory, sum(view.nbytes for view in views))
+            return self._engine.snapshot(self.container.digest)
+
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         """Token ids of `text`; BOS as the tokenizer's own files say unless `add_bos` decides."""
         return self._tokenizer().encode(text, add_bos=add_bos)
@@ -274,8 +295,14 @@ class LLM:
                 raise ClosedError("this LLM was closed")
             yield
 
-    def _request(self, prompt: Prompt, params: SamplingParams) -> Request:
-        ids = self.encode(prompt) if isinstance(prompt, str) else prompt
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, state: Snapshot | None = None
+    ) -> Request:
+        if state is not None and state.model != self.container.digest:
+            raise UsageError("this state was saved by another model")
+        ids = prompt
+        if isinstance(prompt, str):
+            ids = self.encode(prompt, add_bos=None if state is None else False)
         return Request(
             engine=self._engine,
             ids=ids,
@@ -288,6 +315,7 @@ class LLM:
             facts=self._facts(),
             cancelled=self._cancel.is_set,
             progress=self._progress,
+            state=state,
         )
 
     def _facts(self) -> dict[str, Any]:
@@ -298,8 +326,10 @@ class LLM:
             "kernels": self.kernels.name,
         }
 
-    def _complete(self, prompt: Prompt, params: SamplingParams) -> Result:
-        request = self._request(prompt, params)
+    def _complete(
+        self, prompt: Prompt, params: SamplingParams, state: Snapshot | None = None
+    ) -> Result:
+        request = self._request(prompt, params, state)
         for _ in self._deltas(request):
             pass
         return request.result
@@ -340,4 +370,4 @@ def _is_batch(prompt: Any) -> bool:
     return bool(prompt) and isinstance(prompt[0], str | Sequence | np.ndarray)
 
 
-__all__ = ["LLM", "SamplingParams", "Result", "Delta"]
+__all__ = ["LLM", "SamplingParams", "Snapshot", "Result", "Delta"]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
+from .snapshot import Snapshot
 
 
 @dataclass
@@ -44,11 +45,22 @@ class Engine:
         self.chunk = max(1, min(chunk, model.max_tokens))
         self.check = check
         self._logits = np.zeros((1, model.config.vocab_size), np.float32)
+        self.pending: tuple[int, ...] = ()  # said in this sequence, and not taken in
         self._with_head = model.order(with_head=True)
         self._without_head = model.order(with_head=False)
 
-    def reset(self) -> None:
+    def reset(self, snapshot: Snapshot | None = None) -> None:
+        """Begin anew, or where `snapshot` was taken; the caller feeds its pending tokens."""
         self.state.reset()
+        self.pending = ()
+        if snapshot is not None:
+            self.state.restore(snapshot.length, snapshot.arrays)
+
+    def snapshot(self, model: str) -> Snapshot:
+        """A copy of the sequence as it stands, which belongs to the container `model`."""
+        views = self.state.holding(self.state.length)
+        arrays = {name: view.copy() for name, view in views.items()}
+        return Snapshot(model, self.state.length, self.pending, arrays)
 
     def check_ids(self, ids: np.ndarray, n_new: int = 0) -> np.ndarray:
         """int32 ids that this model and context can take, or an error naming both numbers."""

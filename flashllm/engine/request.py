@@ -13,6 +13,7 @@ from ..errors import ContextLengthError
 from .engine import Engine, Totals
 from .results import Delta, Result
 from .sampling import Sampler, SamplingParams, log_softmax
+from .snapshot import Snapshot
 from .stopping import StopStrings
 
 
@@ -36,12 +37,13 @@ class Request:
         facts: dict[str, Any],
         cancelled: Callable[[], bool],
         progress: Callable[[int, int, str], None] | None = None,
+        state: Snapshot | None = None,
     ):
         self._engine, self._tokenizer, self._memory = engine, tokenizer, memory
         self._facts, self._load_ms, self._cancelled = facts, load_ms, cancelled
         self._progress = progress
         self.params = params.resolved(generation_config)
-        self._raw_ids = ids
+        self._raw_ids, self._state = ids, state
         self._stop_ids = set(self.params.stop_token_ids)
         if not self.params.ignore_eos:
             self._stop_ids |= set(eos_ids)
@@ -55,7 +57,7 @@ class Request:
 
     def run(self) -> Iterator[Delta]:
         """Yield deltas; the last has a finish reason and the result."""
-        self._engine.reset()
+        self._engine.reset(self._state)
         ids = self._checked_ids()
         sampler = Sampler(self.params, ids)
         stops = StopStrings(self.params.stop, include_stop=self.params.include_stop)
@@ -96,16 +98,28 @@ class Request:
             self._pieces.append(tail)
         finally:
             steps.close()
+            self._leave_pending(ids)
             ended = time.perf_counter()
             self.result = self._finish(ids, reason, started, first_at or ended, ended)
         last = self.tokens[-1:] if stops.stopped else []
         yield Delta(tail, last, reason, self.result)
 
     def _room(self, ids: np.ndarray) -> int:
-        return self._engine.state.capacity - ids.size
+        state = self._engine.state
+        return state.capacity - state.length - ids.size
+
+    def _leave_pending(self, ids: np.ndarray) -> None:
+        """Tell the engine what was said and not computed: the last token, or more of a cancelled
+        prompt."""
+        first = self._state.length if self._state else 0
+        n_taken = self._engine.state.length - first
+        self._engine.pending = tuple([*map(int, ids), *self.tokens][n_taken:])
 
     def _checked_ids(self) -> np.ndarray:
-        ids = self._engine.check_ids(np.asarray(self._raw_ids))
+        said = np.asarray(self._raw_ids)
+        if self._state is not None and said.ndim == 1:
+            said = np.array([*self._state.pending, *said.tolist()], dtype=np.int64)
+        ids = self._engine.check_ids(said)
         if self._room(ids) < 1:
             raise ContextLengthError(ids.size + 1, self._engine.state.capacity)
         return ids

@@ -1,14 +1,17 @@
 """What a sequence carries from token to token.
 
-The engine asks a state only for `length`, `n_bytes`, `reset` and `truncate`; whether it is a KV
-cache, a recurrent state or both is between the state and its family.
+The engine asks a state only for `length`, `capacity`, `n_bytes`, `reset`, and what it holds as
+named arrays; whether it is a KV cache, a recurrent state or both is between it and its family.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import numpy as np
+
+from ..errors import ContextLengthError, UsageError
 
 
 class SequenceState(ABC):
@@ -25,6 +28,23 @@ class SequenceState(ABC):
     @abstractmethod
     def reset(self) -> None:
         """Forget everything; memory stays."""
+
+    @abstractmethod
+    def holding(self, length: int) -> dict[str, np.ndarray]:
+        """Views of what a state of `length` tokens consists of."""
+
+    def restore(self, length: int, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over what `holding(length)` gave elsewhere; UsageError where it is another shape."""
+        if not 0 <= length <= self.capacity:
+            raise ContextLengthError(length, self.capacity, "state")
+        places = self.holding(length)
+        found = {name: (array.dtype.str, array.shape) for name, array in arrays.items()}
+        wanted = {name: (array.dtype.str, array.shape) for name, array in places.items()}
+        if found != wanted:
+            raise UsageError(f"state of {found} does not fit this model's {wanted}")
+        for name, place in places.items():
+            np.copyto(place, arrays[name])
+        self.length = length
 
 
 class KVCache(SequenceState):
@@ -63,6 +83,9 @@ class KVCache(SequenceState):
     def reset(self) -> None:
         self.length = 0
 
+    def holding(self, length: int) -> dict[str, np.ndarray]:
+        return {"keys": self.keys[:, :, :length], "values": self.values[:, :, :length]}
+
 
 class RecurrentState(SequenceState):
     """A state of constant size: named float32 arrays, one value of `empty` in each when empty.
@@ -90,3 +113,6 @@ class RecurrentState(SequenceState):
         self.length = 0
         for name, array in self.arrays.items():
             array.fill(self._empty.get(name, 0.0))
+
+    def holding(self, length: int) -> dict[str, np.ndarray]:
+        return self.arrays

@@ -1,0 +1,121 @@
+"""A sequence's memory taken out of the engine: to keep, to copy, to write down and to go on from.
+
+A snapshot is immutable and belongs to one container: another one's digest refuses it.  As bytes it
+is a magic, the length and text of a JSON header, the arrays one after another, and the SHA-256 of
+everything before; a file is believed only if all of that fits together.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import FormatError
+
+_MAGIC, _LENGTH, _DIGEST_BYTES = b"FLSTATE1", struct.Struct("<I"), 32
+_MAX_HEADER_BYTES, _MAX_ARRAYS = 2**20, 16
+_DTYPES = ("float32", "float16")
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """`length` tokens are in `arrays`; `pending` were said and not taken in yet (the last token of
+    a completion is one), and come before whatever is said next."""
+
+    model: str
+    length: int
+    pending: tuple[int, ...]
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def copy(self) -> Snapshot:
+        copies = {name: array.copy() for name, array in self.arrays.items()}
+        return Snapshot(self.model, self.length, self.pending, copies)
+
+    def to_bytes(self) -> bytes:
+        shapes = {name: [str(a.dtype), *a.shape] for name, a in self.arrays.items()}
+        header = json.dumps(
+            {"model": self.model, "length": self.length, "pending": self.pending, "arrays": shapes}
+        ).encode()
+        parts = [_MAGIC, _LENGTH.pack(len(header)), header]
+        parts += [np.ascontiguousarray(a).tobytes() for a in self.arrays.values()]
+        body = b"".join(parts)
+        return body + hashlib.sha256(body).digest()
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write to `path`, whole or not at all."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".partial")
+        with open(partial, "wb") as file:
+            file.write(self.to_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Snapshot:
+        return cls.from_bytes(Path(path).read_bytes(), path=path)
+
+    @classmethod
+    def from_bytes(cls, raw: bytes, *, path: object = "state") -> Snapshot:
+        """FormatError for anything that `to_bytes` does not write."""
+        start = len(_MAGIC) + _LENGTH.size
+        if len(raw) < start + _DIGEST_BYTES or not raw.startswith(_MAGIC):
+            raise FormatError(path, "first bytes", _MAGIC, raw[:8])
+        body = memoryview(raw)[:-_DIGEST_BYTES]
+        if hashlib.sha256(body).digest() != raw[-_DIGEST_BYTES:]:
+            raise FormatError(path, "SHA-256", "that of the content", "another")
+        (n_header,) = _LENGTH.unpack_from(raw, len(_MAGIC))
+        if n_header > min(_MAX_HEADER_BYTES, len(body) - start):
+            raise FormatError(path, "header length", f"at most {len(body) - start}", n_header)
+        model, length, pending, shapes = _header(bytes(body[start : start + n_header]), path)
+        arrays, at = {}, start + n_header
+        for name, (dtype, *shape) in shapes.items():
+            n_values = 1
+            for n in shape:
+                n_values *= n
+            n_bytes = n_values * np.dtype(dtype).itemsize
+            if n_bytes > len(body) - at:
+                raise FormatError(path, f"array {name}", f"{n_bytes} bytes", len(body) - at)
+            values = np.frombuffer(body, dtype, n_values, at) if n_values else np.empty(0, dtype)
+            arrays[name] = values.reshape(shape)
+            at += n_bytes
+        if at != len(body):
+            raise FormatError(path, "size", at + _DIGEST_BYTES, len(raw))
+        return cls(model, length, pending, arrays)
+
+
+def _header(text: bytes, path: object) -> tuple[str, int, tuple[int, ...], dict[str, list]]:
+    try:
+        header = json.loads(text)
+        model, length, pending = header["model"], header["length"], header["pending"]
+        shapes = header["arrays"]
+        good = (
+            isinstance(model, str)
+            and _is_count(length)
+            and isinstance(pending, list)
+            and all(map(_is_count, pending))
+            and isinstance(shapes, dict)
+            and len(shapes) <= _MAX_ARRAYS
+            and all(dtype in _DTYPES and all(map(_is_count, shape)) and len(shape) <= 8
+                    for dtype, *shape in shapes.values())
+        )  # fmt: skip
+    except (ValueError, TypeError, KeyError, RecursionError) as problem:
+        raise FormatError(path, "header", "a state's header", str(problem)[:80]) from None
+    if not good:
+        raise FormatError(path, "header", "counts and float arrays", text[:80])
+    return model, length, tuple(pending), shapes
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40
