@@ -306,7 +306,8 @@ CODECS = [
 
 @pytest.mark.parametrize(("use", "types", "ratios", "flash", "chosen"), CODECS)
 def test_codec_choice(use, types, ratios, flash, chosen):
-    assert layout.choose_codec(use, types, ratios, flash_bytes_per_s=flash) == chosen
+    found, reason = layout.choose_codec(use, types, ratios, flash_bytes_per_s=flash)
+    assert found == chosen and reason
 
 
 def test_widest_type_of_stacked_parts():

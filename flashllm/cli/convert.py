@@ -6,10 +6,14 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from ..conversion.convert import convert
-from ..units import format_size
+from ..probe.device import choose_storage
+from ..units import MIB, format_size, parse_size
 from .progress import Progress
+
+PROBE_LEAST_BYTES = 64 * MIB  # reads of a smaller file say little about its device
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--quant", default="keep", choices=("keep", "f32", "f16", "bf16", "int8", "int4")
     )
     parser.add_argument("--codec", default="auto", choices=("auto", "raw", "zstd", "planes"))
+    parser.add_argument("--flash-speed", default="probe", metavar="RATE",
+                        help="with --codec auto: bytes per second the target device reads, such as "
+                             "100M; 'probe' measures the input's device; 'none' decides by size")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
@@ -30,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         quant=args.quant,
         codec=args.codec,
+        flash_bytes_per_s=_flash_speed(args),
         overwrite=args.overwrite,
         progress=progress,
     )
@@ -42,6 +50,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         _show(report)
     return 0
+
+
+def _flash_speed(args: argparse.Namespace) -> float | None:
+    """What --flash-speed says; a probe reads the largest file of the input."""
+    if args.codec != "auto" or args.flash_speed == "none":
+        return None
+    if args.flash_speed != "probe":
+        return float(parse_size(args.flash_speed))
+    given = Path(args.input)
+    inside = [path for path in given.iterdir() if path.is_file()] if given.is_dir() else [given]
+    largest = max(inside, key=lambda path: path.stat().st_size, default=None)
+    if largest is None or not largest.is_file() or largest.stat().st_size < PROBE_LEAST_BYTES:
+        return None
+    return choose_storage(largest).curve.sequential_bytes_per_s
 
 
 def _show(report) -> None:

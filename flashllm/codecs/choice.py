@@ -2,8 +2,7 @@
 
 Reading a plane raw takes 1/F seconds a byte (F: the flash).  Coded, r times fewer bytes are read
 while k cores decode at D bytes a second each; read and decode overlap, so it takes the longer of
-1/(r F) and 1/(k D), and the gain is min(r, k D / F).  Ratios count padding: a frame that shrinks by
-less than the alignment does not shrink.
+1/(r F) and 1/(k D), and the gain is min(r, k D / F).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from ..units import align_up
 from . import CODECS
 
 # Below this a codec costs more in trouble (decoding threads, decoders' memory) than it brings.
@@ -70,7 +68,6 @@ def measure_codec(
     codec: str,
     frames: Sequence[bytes],
     *,
-    alignment: int,
     repeats: int = 3,
     clock: Callable[[], float] = time.perf_counter,
 ) -> CodecMeasurement:
@@ -84,25 +81,5 @@ def measure_codec(
         for data, frame in zip(stored, frames, strict=True):
             decoder.decode_into(data, out[: len(frame)])
         seconds.append(clock() - start)
-    plain = sum(align_up(len(frame), alignment) for frame in frames)
-    coded = sum(align_up(len(data), alignment) for data in stored)
-    decoded = sum(map(len, frames))
-    return CodecMeasurement(codec, plain / coded, decoded / max(min(seconds), 1e-9))
-
-
-def decide_codec(
-    frames: Sequence[bytes],
-    weight_types: Iterable[str],
-    *,
-    alignment: int,
-    flash_bytes_per_s: float,
-    n_cores: int,
-) -> CodecDecision:
-    """Measure every codec that takes these weight types on sample `frames`, and choose."""
-    types = tuple(weight_types)
-    names = [name for name, codec in CODECS.items() if name != "raw" and codec.accepts(types)]
-    return choose_codec(
-        [measure_codec(name, frames, alignment=alignment) for name in names],
-        flash_bytes_per_s=flash_bytes_per_s,
-        n_cores=n_cores,
-    )
+    plain, coded = sum(map(len, frames)), sum(map(len, stored))
+    return CodecMeasurement(codec, plain / coded, plain / max(min(seconds), 1e-9))

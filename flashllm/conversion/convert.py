@@ -18,12 +18,14 @@ import numpy as np
 
 from ..checkpoints import Checkpoint
 from ..codecs import CODECS
+from ..codecs.choice import measure_codec
 from ..container import ContainerWriter
 from ..errors import CheckpointError, UsageError
 from ..models.base import VectorRole
 from ..units import align_up
 from .layout import (
     ALIGNMENTS,
+    DECODE_BYTES_PER_S,
     MAX_WASTE,
     PlanePlan,
     check_quant,
@@ -94,7 +96,8 @@ def convert(
     and biases are float32 in each.  codec: "auto" measures and decides (the report's `codecs` says
     what), or a codec's name for every plane that it can code.  order: layer -> int array of the
     checkpoint's neuron at each place of the file.  frame_bytes: the size of all frames, for
-    experiments.  flash_bytes_per_s: what the target device reads, for the codec decision.
+    experiments.  flash_bytes_per_s: what the target device reads; with it decoding is
+    measured too and the codec decided by what streams fastest.
     progress(done, total, label) in bytes of decoded planes.
 
     Peak memory: 128 MiB with the interpreter, plus the index.  Raises CheckpointError for a source
@@ -202,9 +205,9 @@ def _measure(
 ) -> dict:
     """Ratios of the codecs on a sample of the plane's own items, and the codec to use."""
     types = {piece.weight_type for piece in plane.shape.pieces}
-    if codec != "auto":
+    if codec not in ("auto", "zstd"):
         fits = CODECS[codec].accepts(types)
-        return {"codec": codec if fits else "raw", "ratios": {}}
+        return {"codec": codec if fits else "raw", "ratios": {}, "reason": "asked for"}
     n_items = max(1, min(plane.role.n_items, _SAMPLE_BYTES // plane.shape.stride))
     sample = ItemSource(checkpoint, plane, folder=folder, order=None).sample(n_items)
     frame = memoryview(np.ascontiguousarray(sample)).cast("B")
@@ -213,8 +216,17 @@ def _measure(
         for name, kind in CODECS.items()
         if name != "raw" and kind.accepts(types)
     }
-    chosen = choose_codec(plane.role.use, types, ratios, flash_bytes_per_s=flash_bytes_per_s)
-    return {"codec": chosen, "ratios": ratios, "sample_bytes": len(frame)}
+    found = {"ratios": ratios, "sample_bytes": len(frame)}
+    if codec == "zstd":  # 16-bit types may have their bytes split into planes ahead of zstd
+        return {"codec": max(ratios, key=ratios.get), "reason": "asked for", **found}
+    decoding = {}
+    if flash_bytes_per_s is not None:
+        decoding = {name: measure_codec(name, [frame]).decode_bytes_per_s for name in ratios}
+    chosen, reason = choose_codec(
+        plane.role.use, types, ratios, flash_bytes_per_s=flash_bytes_per_s,
+        decode_bytes_per_s=decoding or DECODE_BYTES_PER_S,
+    )  # fmt: skip
+    return {"codec": chosen, "reason": reason, **found}
 
 
 def _estimate(

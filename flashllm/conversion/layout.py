@@ -163,8 +163,9 @@ def choose_codec(
     ratios: Mapping[str, float],
     *,
     flash_bytes_per_s: float | None,
-) -> str:
-    """The codec of a group of planes, from the measured ratios of `planes` and `zstd`.
+    decode_bytes_per_s: Mapping[str, float] = DECODE_BYTES_PER_S,
+) -> tuple[str, str]:
+    """(codec of a group of planes, why), from the measured ratios of `planes` and `zstd`.
 
     What is read piecemeal stays raw: single bundles and rows are bound by operations, not bytes,
     and coded frames would have to be larger.  With a known flash rate codecs/choice.py decides;
@@ -174,12 +175,13 @@ def choose_codec(
     codec = "planes" if types <= SIXTEEN_BIT else "zstd"
     ratio = ratios.get(codec, 1.0)
     if use in ("sparse", "embed"):
-        return "raw"
+        return "raw", "read piecemeal: bound by operations, not bytes"
     if flash_bytes_per_s is None:
-        return codec if codec == "planes" and ratio >= LEAST_RATIO else "raw"
-    measured = CodecMeasurement(codec, ratio, DECODE_BYTES_PER_S[codec])
+        pays = codec == "planes" and ratio >= LEAST_RATIO
+        return (codec if pays else "raw"), f"{codec} is {ratio:.2f}x smaller; flash not probed"
+    measured = CodecMeasurement(codec, ratio, decode_bytes_per_s[codec])
     decision = decide([measured], flash_bytes_per_s=flash_bytes_per_s, n_cores=DECODING_CORES)
-    return decision.codec
+    return decision.codec, decision.reason
 
 
 def check_quant(quant: str) -> None:
