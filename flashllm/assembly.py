@@ -239,11 +239,15 @@ def make_plan(
 
 
 def rank_of(name: str, container: Container) -> int | None:
-    """The class of a plane: 0 attention and head, 1 deciding, 2 FFN; None is read by the row."""
+    """The class of a plane (planning.LABELS): -1 routers, 0 attention and head, 1 deciding, 2 FFN
+    or experts; None is read by the row.  A layer's FFN beside experts is as much in need as 0.
+    """
     if name == "position" or (name == "embed" and "head" in container.planes):
         return None
     last = name.rsplit(".", 1)[-1]
-    return {"deciding": 1, "ffn": 2}.get(last, 0)
+    if last == "ffn" and any(other.endswith(".router") for other in container.planes):
+        return 0
+    return {"router": -1, "deciding": 1, "ffn": 2, "experts": 2}.get(last, 0)
 
 
 def load_tokenizer(container: Container, config: Any):

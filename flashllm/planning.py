@@ -3,10 +3,10 @@
 A pure function from sizes to a Ledger.  First what cannot be missed (process, vectors, the least
 context, scratch for one token, the smallest read-ahead ring): that sum is the floor, and it does
 not depend on the budget, so that a budget of exactly the floor is accepted.  Then, out of what is
-left: a longer context, prompts in larger chunks, a deeper ring; then planes that every token needs
-whole (attention, head), deciding planes, and the bulk.  A class that does not fit whole is kept in
-equal shares by all of its planes: the missing part is then spread over the token, and reading
-overlaps with computing.
+left: a longer context, prompts in larger chunks, a deeper ring; then routers, planes that every
+token needs whole (attention, head), deciding planes, and the bulk.  A class that does not fit whole
+is kept in equal shares by all of its planes: the missing part is then spread over the token, and
+reading overlaps with computing.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ THREAD_BYTES = 144 * KIB  # a reader thread's touched stack and its kernel stack
 
 # Classes of planes in the order in which they are kept; the number is PlaneNeed.rank.
 LABELS = {
+    -1: "kept: routers",
     0: "kept: attention and head",
     1: "kept: deciding planes",
     2: "kept: FFN bundles",
@@ -43,7 +44,7 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class PlaneNeed:
-    """One plane as the plan sees it. `rank` is its class: 0 is served first; None is never kept."""
+    """One plane as the plan sees it. `rank`: its class, the least first; None is never kept."""
 
     name: str
     n_frames: int

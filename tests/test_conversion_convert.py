@@ -45,9 +45,10 @@ def test_keep_is_exact(tmp_path, variant, codec):
             np.testing.assert_array_equal(expected[name], found[name], err_msg=name)
         types = {first.dtype(name) for name in first.names() if len(first.shape(name)) == 2}
     with open_container(tmp_path / "m.flash") as container:
-        pieces = [piece for plane in container.planes.values() for piece in plane.pieces]
+        planes = [p for name, p in container.planes.items() if not name.endswith(".router")]
+        pieces = [piece for plane in planes for piece in plane.pieces]
         assert {piece.weight_type for piece in pieces} == types
-        assert all(plane.n_frames > 1 for plane in container.planes.values())
+        assert all(plane.n_frames > 1 for plane in planes)
         config = config_from_dict(container.family, container.config)
         assert config == resolve(open_checkpoint(GOLDEN / variant)).config
     assert report.output_bytes == (tmp_path / "m.flash").stat().st_size

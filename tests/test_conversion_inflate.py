@@ -20,7 +20,10 @@ from .numpy_llama import logits
 
 GOLDEN = Path(__file__).parent / "golden"
 LLAMA = sorted(
-    p.parent.name for p in GOLDEN.glob("*/config.json") if not p.parent.name.startswith("opt")
+    p.parent.name
+    for p in GOLDEN.glob("*/config.json")
+    if p.parent.name.startswith(("llama", "mistral", "qwen2", "qwen3", "arcee"))
+    and "-moe" not in p.parent.name
 )
 
 

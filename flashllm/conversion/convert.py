@@ -173,6 +173,7 @@ def plan_conversion(
                 codec=codecs[_group(role.use, pieces)]["codec"] if codecs else "raw",
                 alignment=alignment,
                 frame_bytes=frame_bytes,
+                n_each=role.n_each,
             )
             made.append(PlanePlan(role, shape, tensors))
         return made
@@ -249,6 +250,8 @@ def _estimate(
 def check_order(order: dict[int, np.ndarray] | None, plan: Plan) -> dict[int, np.ndarray]:
     """The given orders as int64 arrays, each a permutation of a layer's neurons."""
     config, checked = plan.resolved.config, {}
+    if order and any(plane.role.use == "experts" for plane in plan.planes):
+        raise UsageError("an order of neurons is not defined for a model with experts")
     for layer, ids in (order or {}).items():
         ids = np.asarray(ids)
         n = config.intermediate_size

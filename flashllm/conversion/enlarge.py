@@ -41,7 +41,7 @@ def inflate(
     check_quant(quant)
     with open_source(input) as source:
         resolved = resolve(source)
-        if not isinstance(resolved.config, LlamaConfig):
+        if resolved.config.family != LlamaConfig.family:
             raise UnsupportedError(f"{source.path}: only llama models can be inflated")
         matrices = [name for tensor, name in resolved.names.items() if len(tensor.shape) == 2]
         kept = widest([source.dtype(name) for name in matrices])

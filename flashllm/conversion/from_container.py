@@ -90,12 +90,12 @@ class ContainerCheckpoint(Checkpoint):
             if role.name not in readers:
                 raise CheckpointError(self.path, f"plane {role.name}", "a plane", "nothing")
             reader, start = readers[role.name], 0
-            for name, tensor in role.tensors:
-                bundles = role.kind == "bundles"
-                piece = reader.plane.piece(name if bundles else "row")
-                place = (reader, piece, start, tensor.shape, tensor.transposed)
-                self._planes[tensor.names[0]] = place
-                start += 0 if bundles else tensor.n_items
+            for group in role.groups():
+                for name, tensor in group:
+                    piece = reader.plane.piece(name if role.kind == "bundles" else "row")
+                    place = (reader, piece, start, tensor.shape, tensor.transposed)
+                    self._planes[tensor.names[0]] = place
+                start += group[0][1].n_items
         for vector in roles.vectors:
             values, start = vectors[vector.name], 0
             for part in vector.parts:

@@ -89,7 +89,7 @@ class InflatedCheckpoint(Checkpoint):
         self._source, self.inflation = source, inflation
         self._resolved = resolve(source)
         old = self._resolved.config
-        if not isinstance(old, LlamaConfig):
+        if old.family != LlamaConfig.family:
             raise UnsupportedError(f"{source.path}: only llama models can be inflated")
         self._old = old
         self._cache: dict[str, np.ndarray] = {}

@@ -15,7 +15,7 @@ def container_bytes(config: LlamaConfig, quant: str, stored: str) -> int:
     """Bytes of a container of matrices stored as `stored` and converted with `quant`, nearly."""
     total = 0
     for role in config.roles().planes:
-        pieces, _ = lay_out_plane(role, {name: stored for name, _ in role.tensors}, quant)
+        pieces, _ = lay_out_plane(role, {name: [stored] for name, _ in role.tensors}, quant)
         total += role.n_items * stride_of(pieces) + SECTION_ALIGNMENT // 2
     return total
 

@@ -5,6 +5,7 @@ Nothing here reads or writes; the caller owns every default.  The trade-offs:
 - an untied embedding is read a row at a time: 64 KiB bounds what one token over-reads;
 - sparse bundles are read where they are active: frames of at least 16 KiB, because a smaller read
   costs the device the same operation; coded ones at least 64 KiB, below which codecs lose ratio;
+- experts are read whole: frames as large as dense ones, none of which straddles two experts;
 - alignment 4096 suits any device; where padding would waste more than 6 %, 512.
 """
 
@@ -60,8 +61,11 @@ def weight_type(role: PlaneRole, quant: str, stored: str) -> str:
     Embedding and head stay at int8 under int4: as int4 they raise perplexity by another 0.6 to
     1.9 % (three small trained models), which is as much as a quarter of what int4 costs in all the
     other planes.  Learned positions, and low-rank matrices (PlaneRole.keeps_type), are a hundredth
-    of a model at most and keep their type.
+    of a model at most and keep their type.  A router is float32: it is as small, and a rounded one
+    sends tokens to other experts.
     """
+    if role.use == "router":
+        return "f32"
     if quant == "keep" or role.keeps_type or role.name == "position":
         return stored
     if quant == "int4" and role.name in ("embed", "head"):
@@ -70,16 +74,16 @@ def weight_type(role: PlaneRole, quant: str, stored: str) -> str:
 
 
 def lay_out_plane(
-    role: PlaneRole, dtypes: Mapping[str, str], quant: str
+    role: PlaneRole, dtypes: Mapping[str, list[str]], quant: str
 ) -> tuple[tuple[Piece, ...], dict[str, tuple[int, int]]]:
-    """Pieces of an item and named parts; `dtypes`: part or piece name -> stored float type."""
+    """Pieces of an item and named parts; `dtypes`: part or piece name -> stored float types."""
     if role.kind == "bundles":
         pieces = [
-            (name, weight_type(role, quant, widest([dtypes[name]])), tensor.n_cols)
-            for name, tensor in role.tensors
+            (name, weight_type(role, quant, widest(dtypes[name])), tensor.n_cols)
+            for name, tensor in role.groups()[0]
         ]
         return lay_out_pieces(pieces), {}
-    row_type = weight_type(role, quant, widest(list(dtypes.values())))
+    row_type = weight_type(role, quant, widest([t for types in dtypes.values() for t in types]))
     parts, start = {}, 0
     for name, tensor in role.tensors:
         parts[name] = (start, start + tensor.n_items)
@@ -119,6 +123,16 @@ def items_per_frame(
     return min(range(low, high + 1), key=cost)
 
 
+def items_per_expert_frame(stride: int, n_each: int, target_bytes: int) -> int:
+    """The divisor of an expert's `n_each` items whose frames come nearest to `target_bytes`."""
+
+    def distance(n: int) -> float:
+        return max(n * stride, target_bytes) / min(n * stride, target_bytes)
+
+    fitting = [n for n in range(2, n_each + 1) if n_each % n == 0 and n * stride <= MAX_FRAME_BYTES]
+    return min([1, *fitting], key=distance)
+
+
 def padding(n_bytes: int, alignment: int) -> int:
     return align_up(n_bytes, alignment) - n_bytes
 
@@ -134,16 +148,24 @@ def cut(
     codec: str,
     alignment: int,
     frame_bytes: int | None,
+    n_each: int | None = None,
 ) -> PlaneShape:
-    """The plane with its frames chosen; `frame_bytes` overrides the target for experiments."""
+    """The plane with its frames chosen; `frame_bytes` overrides the target for experiments.
+
+    `n_each`: the items of one expert, where `use` is "experts".
+    """
     coded = codec != "raw"
-    per_frame = items_per_frame(
-        stride_of(pieces),
-        n_items,
-        target_bytes=frame_bytes or target_frame_bytes(use, coded),
-        at_least=use == "sparse" and frame_bytes is None,
-        alignment=1 if coded else alignment,
-    )
+    target_bytes = frame_bytes or target_frame_bytes(use, coded)
+    if use == "experts":
+        per_frame = items_per_expert_frame(stride_of(pieces), n_each or n_items, target_bytes)
+    else:
+        per_frame = items_per_frame(
+            stride_of(pieces),
+            n_items,
+            target_bytes=target_bytes,
+            at_least=use == "sparse" and frame_bytes is None,
+            alignment=1 if coded else alignment,
+        )
     return PlaneShape(name, kind, n_items, per_frame, codec, pieces, parts)
 
 

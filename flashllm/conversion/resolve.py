@@ -151,6 +151,11 @@ def _warn_of_unused(
         warnings.append(f"{len(unused)} tensors of the checkpoint are not used: {some}")
 
 
-def stored_types(resolved: Resolved, checkpoint: Checkpoint, role: PlaneRole) -> dict[str, str]:
-    """Part or piece name -> the type its tensor is stored in."""
-    return {name: checkpoint.dtype(resolved.names[tensor]) for name, tensor in role.tensors}
+def stored_types(
+    resolved: Resolved, checkpoint: Checkpoint, role: PlaneRole
+) -> dict[str, list[str]]:
+    """Part or piece name -> the types its tensors are stored in."""
+    types: dict[str, list[str]] = {}
+    for name, tensor in role.tensors:
+        types.setdefault(name, []).append(checkpoint.dtype(resolved.names[tensor]))
+    return types

@@ -80,9 +80,18 @@ class ItemSource:
         )
 
     def _bundles(self) -> Iterator[np.ndarray]:
-        plan, columns = self._plan, {}
+        done = 0
+        for group in self._plan.role.groups():
+            yield from self._group(group, self._plan.tensors[done : done + len(group)])
+            done += len(group)
+
+    def _group(
+        self, group: tuple[tuple[str, TensorRole], ...], names: tuple[str, ...]
+    ) -> Iterator[np.ndarray]:
+        """The bundles of a layer, or of one of its experts."""
+        columns = {}
         try:
-            for (_, tensor), name in zip(plan.role.tensors, plan.tensors, strict=True):
+            for (_, tensor), name in zip(group, names, strict=True):
                 if tensor.transposed:
                     columns[name] = Columns(
                         self._checkpoint,
@@ -90,12 +99,12 @@ class ItemSource:
                         memory_bytes=COLUMNS_IN_MEMORY_BYTES,
                         folder=self._folder,
                     )
-            item_bytes = sum(tensor.n_cols * 4 for _, tensor in plan.role.tensors)
-            for start, stop in self._ranges(plan.shape.n_items, item_bytes):
+            item_bytes = sum(tensor.n_cols * 4 for _, tensor in group)
+            for start, stop in self._ranges(group[0][1].n_items, item_bytes):
                 parts = []
-                for k, name in enumerate(plan.tensors):
+                for piece, name in zip(self._plan.shape.pieces, names, strict=True):
                     stored = self._piece_rows(columns.get(name), name, start, stop)
-                    parts.append((plan.shape.pieces[k], stored, self._checkpoint.dtype(name), name))
+                    parts.append((piece, stored, self._checkpoint.dtype(name), name))
                 yield self._items(parts)
         finally:
             for reader in columns.values():

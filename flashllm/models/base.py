@@ -6,7 +6,8 @@ walks the roles; it knows no family.  The roles know no file: shapes here are wh
 promises, and whoever reads the checkpoint compares.
 
 A plane holds items of equal geometry: the rows of a matrix (several matrices may be stacked), or
-the bundles of one layer (a piece of every named matrix for every neuron).
+the bundles of one layer (a piece of every named matrix for every neuron).  The neurons of a layer's
+experts are one plane of bundles, expert after expert.
 """
 
 from __future__ import annotations
@@ -66,7 +67,9 @@ class PlaneRole:
     """A plane: `tensors` are (name, tensor): stacked parts of "rows", or pieces of "bundles".
 
     `use` says how the plane is read, which decides its frames: "embed" (single rows on demand),
-    "dense" (always all of it), "deciding" (swept or pinned), "sparse" (active items only).
+    "dense" (always all of it), "deciding" (swept or pinned), "sparse" (active items only), "router"
+    (all of it, float32 whatever the rest is), "experts" (all neurons of the chosen experts).
+    Experts' pieces come expert by expert: (gate, up, down) of the first, then of the second, ...
     `keeps_type`: stored as the checkpoint has it even where weights are quantised.
     """
 
@@ -78,9 +81,17 @@ class PlaneRole:
 
     @property
     def n_items(self) -> int:
-        if self.kind == "bundles":
-            return self.tensors[0][1].n_items
-        return sum(tensor.n_items for _, tensor in self.tensors)
+        return sum(tensor.n_items for group in self.groups() for _, tensor in group[:1])
+
+    @property
+    def n_each(self) -> int:
+        """Items of one expert, which no frame may straddle; all items elsewhere."""
+        return self.tensors[0][1].n_items if self.use == "experts" else self.n_items
+
+    def groups(self) -> list[tuple[tuple[str, TensorRole], ...]]:
+        """`tensors` cut where the items go on: every part of rows; a set of pieces of bundles."""
+        n = len({name for name, _ in self.tensors}) if self.kind == "bundles" else 1
+        return [self.tensors[i : i + n] for i in range(0, len(self.tensors), n)]
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from ..registry import Registry
 from .base import ModelConfig
 from .fields import Fields
 from .llama_config import LlamaConfig
+from .moe_config import MoEConfig
 from .nemotron_config import NemotronConfig
 from .opt_config import OPTConfig
 from .rwkv_config import RWKVConfig
@@ -15,7 +16,7 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     "model family",
     {
         config.family: config
-        for config in (LlamaConfig, NemotronConfig, OPTConfig, RWKVConfig)
+        for config in (LlamaConfig, MoEConfig, NemotronConfig, OPTConfig, RWKVConfig)
     },
 )
 

@@ -225,30 +225,29 @@ class DecoderModel(ABC):
             kernels.accumulate_ids(pre, lease.addresses, views["down"], lease.ids, out)
         self._add_bias(prefix + "ffn.bias", out)
 
-    def dense_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+    def dense_ffn(self, layer: int, x: np.ndarray, out: np.ndarray, plane: str = "ffn") -> None:
         """FFN without natural sparsity: every bundle (gate | up | down, or up | down) is walked."""
         kernels, prefix, n_tokens = self.kernels, f"layers.{layer}.", x.shape[0]
-        views = self.views[prefix + "ffn"]
+        views = self.views[prefix + plane]
         first = "gate" if "gate" in views else "up"
         kernels.prepare(self.activations, x, views[first])
         out.fill(0.0)
-        for lease in self.store.scan(prefix + "ffn"):
+        for lease in self.store.scan(prefix + plane):
             ids = np.arange(lease.start, lease.stop, dtype=np.int32)
-            pre = self._bundle_dots(prefix, first, lease, ids, "decided", n_tokens)
+            pre = self._bundle_dots(views[first], prefix + first, lease, ids, "decided", n_tokens)
             up = None
             if first == "gate":
-                up = self._bundle_dots(prefix, "up", lease, ids, "up", n_tokens)
+                up = self._bundle_dots(views["up"], prefix + "up", lease, ids, "up", n_tokens)
             kernels.activate(self.config.activation, pre, up, pre)
             kernels.accumulate_range(
                 pre, lease.addresses, views["down"], lease.start, lease.stop, out
             )
         self._add_bias(prefix + "ffn.bias", out)
 
-    def _bundle_dots(self, prefix, piece, lease, ids, buffer, n_tokens) -> np.ndarray:
+    def _bundle_dots(self, view, name, lease, ids, buffer, n_tokens) -> np.ndarray:
         pre = self.scratch.view(buffer, n_tokens, ids.size)
-        view = self.views[prefix + "ffn"][piece]
         self.kernels.dot_ids(self.activations, lease.addresses, view, ids, pre)
-        bias = self.vectors.get(f"{prefix}{piece}.bias")
+        bias = self.vectors.get(f"{name}.bias")
         if bias is not None:
             pre += bias[lease.start : lease.stop]
         return pre

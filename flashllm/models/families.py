@@ -5,11 +5,18 @@ from __future__ import annotations
 from ..registry import Registry
 from .decoder import DecoderModel
 from .llama import LlamaModel
+from .moe import MoEModel
 from .nemotron import NemotronModel
 from .opt import OPTModel
 from .rwkv import RWKVModel
 
 MODELS: Registry[type[DecoderModel]] = Registry(
     "model family",
-    {"llama": LlamaModel, "nemotron": NemotronModel, "opt": OPTModel, "rwkv": RWKVModel},
+    {
+        "llama": LlamaModel,
+        "moe": MoEModel,
+        "nemotron": NemotronModel,
+        "opt": OPTModel,
+        "rwkv": RWKVModel,
+    },
 )

@@ -22,6 +22,9 @@ class LlamaModel(DecoderModel):
             for norm in ("attn_norm", "ffn_norm"):
                 name = f"layers.{layer}.{norm}.weight"
                 require_vector(path, vectors, name, config.hidden_size)
+            if config.qk_norm:
+                for part, width in zip("qk", config.qk_norm_widths, strict=True):
+                    require_vector(path, vectors, f"layers.{layer}.{part}_norm.weight", width)
         require_vector(path, vectors, "final_norm.weight", config.hidden_size)
 
     @classmethod
@@ -78,9 +81,10 @@ class LlamaModel(DecoderModel):
         k = self.scratch.view("keys", n_tokens)
         np.copyto(q, qkv[:, :n_q])
         np.copyto(k, qkv[:, n_q : n_q + n_kv])
-        if prefix + "q_norm.weight" in self.vectors:
-            self._norm(q.reshape(-1, c.head_dim), prefix + "q_norm", q.reshape(-1, c.head_dim))
-            self._norm(k.reshape(-1, c.head_dim), prefix + "k_norm", k.reshape(-1, c.head_dim))
+        if c.qk_norm:
+            q_width, k_width = c.qk_norm_widths
+            self._norm(q.reshape(-1, q_width), prefix + "q_norm", q.reshape(-1, q_width))
+            self._norm(k.reshape(-1, k_width), prefix + "k_norm", k.reshape(-1, k_width))
         q = q.reshape(n_tokens, c.n_heads, c.head_dim)
         k = k.reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = qkv[:, n_q + n_kv :].reshape(n_tokens, c.n_kv_heads, c.head_dim)

@@ -136,6 +136,11 @@ class LlamaConfig(ModelConfig):
             raise source.fail("model_type", " or ".join(cls.model_types), values["model_type"])
         return values
 
+    @property
+    def qk_norm_widths(self) -> tuple[int, int]:
+        """Values that one norm of q, and of k, runs over."""
+        return self.head_dim, self.head_dim
+
     def roles(self) -> Roles:
         h, n_qkv = self.hidden_size, self.n_heads * self.head_dim
         embedding = ("model.embed_tokens.weight", "embed_tokens.weight")
@@ -209,8 +214,9 @@ class LlamaConfig(ModelConfig):
         if self.o_bias:
             found["o.bias"] = (_tensor(f"{attention}.o_proj.bias", h),)
         if self.qk_norm:
-            found["q_norm.weight"] = (_tensor(f"{attention}.q_norm.weight", self.head_dim),)
-            found["k_norm.weight"] = (_tensor(f"{attention}.k_norm.weight", self.head_dim),)
+            for part, width in zip("qk", self.qk_norm_widths, strict=True):
+                name = f"{part}_norm.weight"
+                found[name] = (_tensor(f"{attention}.{name}", width),)
         if self.mlp_bias:
             biases = {"gate": _tensor(f"{mlp}.gate_proj.bias", n)} if self.gated else {}
             biases["up"] = _tensor(f"{mlp}.up_proj.bias", n)

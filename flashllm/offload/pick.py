@@ -36,8 +36,13 @@ class Picker:
 
     # ------------------------------------------------------------------------------------- pick
 
-    def pick(self, state: PlaneState, ids: np.ndarray, clock: int) -> Iterator[int]:
-        """Yield `stop`: the items ids[:stop] not yielded before are in the address table now."""
+    def pick(
+        self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool = True
+    ) -> Iterator[int]:
+        """Yield `stop`: the items ids[:stop] not yielded before are in the address table now.
+
+        Without `admit` nothing is evicted or remembered; misses take free slots or pass through.
+        """
         segment = state.segment
         self.settle(state, clock)
         frame_of = ids if state.source.per_frame == 1 else ids // state.source.per_frame
@@ -47,16 +52,19 @@ class Picker:
         hit = slots >= 0
         hits, missing = slots[hit], frames[~hit]
         recency = state.last_use[missing]
-        self.note_wanted(state, frames, clock)
+        if admit:
+            self.note_wanted(state, frames, clock)
         placed = _NO_SLOTS
         segment.pin(hits)
         try:
             state.prefetched[hits] = False
-            state.policy.observe(hits, clock)
+            if admit:
+                state.policy.observe(hits, clock)
             if not len(missing):
                 yield len(ids)
                 return
-            self.stats.prefetch_unused_bytes += state.make_room(len(missing))
+            if admit:
+                self.stats.prefetch_unused_bytes += state.make_room(len(missing))
             chosen = most_recent(recency, segment.n_free)
             placed = segment.place(missing[chosen])
             state.residency_changed()

@@ -163,10 +163,21 @@ def store_costs(
 
 
 def sparse_planes(container) -> set[str]:
-    """The planes that `acquire` serves: bundles that stand beside a deciding plane."""
-    names = container.planes
-    return {
+    """The planes that `acquire` serves: bundles that stand beside a deciding plane, and experts."""
+    names, routed = container.planes, routed_planes(container)
+    return routed | {
         name
         for name, plane in names.items()
         if plane.kind == "bundles" and name.rpartition(".")[0] + ".deciding" in names
+    }
+
+
+def routed_planes(container) -> set[str]:
+    """Planes of experts, each beside its router, which says exactly what to read."""
+    return {
+        name
+        for name, plane in container.planes.items()
+        if plane.kind == "bundles"
+        and name.endswith(".experts")
+        and name.rpartition(".")[0] + ".router" in container.planes
     }

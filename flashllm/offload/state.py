@@ -2,7 +2,8 @@
 
 A sparse plane is in one of two modes, changed only between steps: "sweep" (all that is absent
 streams by in file order) or "cached" (only what is asked for is read, and a policy decides what
-stays).  Which one never changes what is computed.
+stays).  Which one never changes what is computed.  A routed plane (experts) is always cached: a few
+of many experts are asked for, in prompts too.
 """
 
 from __future__ import annotations
@@ -52,9 +53,11 @@ class PlaneState:
     def __init__(
         self, source: FrameSource, segment: Segment, *, index: int,
         stage_areas: tuple[int, int], max_gap: int, sparse: bool, policy: Policy | None, mode: str,
+        routed: bool = False,
     ):  # fmt: skip
         self.source, self.segment, self.policy = source, segment, policy
         self.name, self.sparse, self.mode, self.max_gap = source.name, sparse, mode, max_gap
+        self.routed = routed
         self._index, self._stage_areas = index, stage_areas
         self._sweep: SweepPlan | None = None
         self.pick_s: float | None = None  # recent costs of a step in either mode, when priced
@@ -86,7 +89,8 @@ class PlaneState:
 
     def note_wanted(self, frames: np.ndarray, clock: int, curve: Curve, extents_of) -> None:
         """Remember what a decode step wanted (int32 frames, ascending); now and then price it."""
-        if (clock + self._index) % EVALUATE_EVERY == 0 and len(frames):
+        due = (clock + self._index) % EVALUATE_EVERY == 0
+        if due and not self.routed and len(frames):
             self._price(frames, curve, extents_of)
         self.last_use[frames] = clock
 
@@ -102,7 +106,7 @@ class PlaneState:
 
     def better_mode(self) -> str:
         """The mode for the next steps."""
-        if self.pick_s is None:
+        if self.pick_s is None:  # never priced: too early, or routed
             return self.mode
         return cheaper_mode(
             self.mode, pick_s=PICK_PENALTY * self.pick_s, sweep_s=self.sweep_s,
@@ -162,6 +166,7 @@ def make_states(
     *,
     resident: Mapping[str, int],
     sparse: Collection[str],
+    routed: Collection[str],
     policy: str,
     policy_options: Mapping,
     mode: str,
@@ -182,6 +187,13 @@ def make_states(
             source, segment, index=index, stage_areas=stage_areas,
             max_gap=worthwhile_gap(curve, bytes_each=source.slot_bytes, limit=MAX_GAP),
             sparse=is_sparse, policy=make_policy(n_slots, **policy_options) if is_sparse else None,
-            mode="cached" if is_sparse and mode == "cached" else "sweep",
+            mode=_first_mode(mode, is_sparse, name in routed), routed=name in routed,
         )  # fmt: skip
     return states
+
+
+def _first_mode(asked: str, is_sparse: bool, is_routed: bool) -> str:
+    """A plane's mode to begin with, under the store's `mode`."""
+    if is_routed:
+        return "sweep" if asked == "sweep" else "cached"
+    return "cached" if is_sparse and asked == "cached" else "sweep"

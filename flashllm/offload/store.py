@@ -39,6 +39,7 @@ from .sizing import (
     STAGE_BYTES,
     demand_half_bytes,
     regions,
+    routed_planes,
     sparse_planes,
     stage_areas,
 )
@@ -70,7 +71,8 @@ class WeightStore:
     resident        plane name -> frames kept: a fixed prefix of a dense plane; the slots of a
                     sparse one.  Planes not named keep none.
     curve           device curve (planner.Curve): prices reads
-    sparse          planes that `acquire` serves; None: every `….ffn` beside a `….deciding`
+    sparse          planes that `acquire` serves; None: every `….ffn` beside a `….deciding` and
+                    every `….experts` beside a `….router`
     policy          eviction policy of sparse planes, with `policy_options`
     ring_stages     read-ahead stages of `stage_bytes`; 0 when nothing that is scanned streams
     ring_reserve    most stages that `resize` can ask for later (address space, not memory)
@@ -140,6 +142,7 @@ class WeightStore:
         self._states = make_states(
             container, self._arena, resident=resident, curve=curve, policy=policy, mode=mode,
             sparse=sparse_planes(container) if sparse is None else sparse,
+            routed=routed_planes(container),
             policy_options=policy_options or {}, stage_areas=(raw, decoded),
         )  # fmt: skip
         self._sparse = [state for state in self._states.values() if state.sparse]
@@ -272,7 +275,7 @@ class WeightStore:
         return [state.sweep() for state in states if not self._picked_now(state)]
 
     def _picked_now(self, state: PlaneState) -> bool:
-        return state.mode == "cached" and self._admit
+        return state.mode == "cached" and (self._admit or state.routed)
 
     def _change_mode(self, state: PlaneState, mode: str) -> None:
         """A sweep reads best around a resident prefix: scattered frames give way to it."""
@@ -332,7 +335,7 @@ class WeightStore:
         at = 0
         self._unfinished += 1
         self._step.planes_picked += 1
-        with closing(self._picker.pick(state, ids, self._clock)) as picked:
+        with closing(self._picker.pick(state, ids, self._clock, self._admit)) as picked:
             for stop in picked:
                 if stop > at:
                     yield Lease(0, n_items, addresses, ids[at:stop], at)

@@ -22,10 +22,14 @@ from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
     MistralConfig,
+    MixtralConfig,
     NemotronConfig,
+    OlmoeConfig,
     OPTConfig,
     Qwen2Config,
+    Qwen2MoeConfig,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 HERE = Path(__file__).parent
@@ -53,6 +57,7 @@ OPT = dict(
     num_attention_heads=4,
     max_position_embeddings=62,
 )
+EXPERTS = dict(intermediate_size=10, moe_intermediate_size=10)
 LLAMA3_ROPE = dict(
     rope_type="llama3",
     rope_theta=500.0,
@@ -133,6 +138,28 @@ VARIANTS = {
         "bfloat16",
         "legacy-rotary",
     ),
+    "mixtral": (MixtralConfig, dict(EXPERTS, num_local_experts=5), "bfloat16", "unchosen"),
+    "mixtral-window": (
+        MixtralConfig,
+        dict(EXPERTS, num_local_experts=3, num_experts_per_tok=1, sliding_window=6),
+        "float16",
+        None,
+    ),
+    "qwen2-moe": (
+        Qwen2MoeConfig,
+        dict(EXPERTS, shared_expert_intermediate_size=18, num_experts=5, num_experts_per_tok=3,
+             num_hidden_layers=3, intermediate_size=22, mlp_only_layers=[1]),
+        "bfloat16",
+        None,
+    ),
+    "qwen3-moe": (
+        Qwen3MoeConfig,
+        dict(EXPERTS, head_dim=10, num_experts=8, num_experts_per_tok=3, norm_topk_prob=True,
+             attention_bias=True),
+        "bfloat16",
+        "unchosen",
+    ),
+    "olmoe": (OlmoeConfig, dict(EXPERTS, num_experts=8, num_experts_per_tok=2), "bfloat16", None),
 }
 
 
@@ -158,6 +185,15 @@ def randomise(model, generator):
             tensor.data = noise * (1.3 / tensor.shape[1] ** 0.5)
 
 
+def forget_last_expert(model):
+    """Experts in opposite pairs, as many pairs as are chosen, and a last one that scores 0: one of
+    each pair scores more, so the last is never chosen."""
+    for name, tensor in model.named_parameters():
+        if name.endswith((".mlp.gate.weight", ".block_sparse_moe.gate.weight")):
+            tensor.data[1:-1:2] = -tensor.data[0:-2:2]
+            tensor.data[-1] = 0
+
+
 def last_scalable(model):
     """Tensors whose scale is the scale of the logits and of nothing else."""
     if not model.config.tie_word_embeddings:
@@ -181,10 +217,14 @@ def build(config, dtype, seed, edit=None):
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
+    if hasattr(config, "num_experts_per_tok"):
+        model.set_experts_implementation("eager")  # the others want multiples of 16 bytes
     if edit == "ungated":
         for layer in model.model.layers:
             layer.mlp = UngatedMLP(layer.mlp)
     randomise(model, generator)
+    if edit == "unchosen":
+        forget_last_expert(model)
     ids = np.random.default_rng(seed).integers(0, config.vocab_size, N_PROMPT).astype(np.int32)
     scalable = last_scalable(model)
     if scalable is not None:
