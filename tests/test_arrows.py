@@ -34,6 +34,8 @@ ARROWS = {
     },
     # the format's checksums, and the one reader of hostile zstd frames
     "tracing": {"codecs", "_core"},
+    # of offload only what decides without files: planner, the rules of pick, the numbers
+    "simulate": {"tracing", "cache", "predictors", "offload"},
     "probe": {"storage", "kernels", "_core"},
     "planning": {"cache"},
     "watch": {"probe"},

@@ -24,6 +24,7 @@ VERBS = {
     "inflate": ("inflate", "widen a Llama-family model with the same function"),
     "perplexity": ("perplexity", "perplexity of a text under a model"),
     "trace": ("trace", "record which neurons a text activates"),
+    "simulate": ("simulate", "replay a trace through caches and devices, without weights"),
     "doctor": ("doctor", "what this machine is and where each setting came from"),
     "demo": ("demo", "run the bundled model, widened, at half of its size"),
 }

@@ -58,13 +58,16 @@ class DeviceCurve:
         """Elapsed seconds per read with `depth` in flight, from the nearest measured depth that is
         not above it (the lowest when all are)."""
         known = [d for d in self.depths if d <= depth] or self.depths[:1]
-        points = [p for p in self.points if p.depth == known[-1]]
+        return float(self._per_read(np.asarray([bytes_each], float), known[-1])[0])
+
+    def _per_read(self, bytes_each: np.ndarray, depth: int) -> np.ndarray:
+        """Seconds per read at one of the measured depths."""
+        points = [p for p in self.points if p.depth == depth]
         sizes = np.array([p.size_bytes for p in points], float)
         # Noise must not make a larger read look cheaper: a planner would inflate its reads.
         costs = np.maximum.accumulate([p.seconds_per_read for p in points])
-        if bytes_each > sizes[-1]:
-            return float(costs[-1] * bytes_each / sizes[-1])
-        return float(np.interp(bytes_each, sizes, costs))
+        beyond = np.maximum(bytes_each / sizes[-1], 1.0)
+        return np.interp(bytes_each, sizes, costs) * beyond
 
     def seconds(self, n_ops: float, bytes_each: float, *, depth: int = 16) -> float:
         """Elapsed seconds of `n_ops` reads of `bytes_each`, at most `depth` in flight.
@@ -75,6 +78,19 @@ class DeviceCurve:
             return 0.0
         alone = self.seconds_per_read(bytes_each, depth=1)
         return max(n_ops * self.seconds_per_read(bytes_each, depth=min(depth, n_ops)), alone)
+
+    def seconds_each(
+        self, n_ops: np.ndarray, bytes_each: np.ndarray, *, depth: int = 16
+    ) -> np.ndarray:
+        """`seconds` of many batches at once; arrays of one shape."""
+        n_ops, bytes_each = np.asarray(n_ops, float), np.asarray(bytes_each, float)
+        depths = self.depths
+        alone = self._per_read(bytes_each, max([d for d in depths if d <= 1] or depths[:1]))
+        each = self._per_read(bytes_each, depths[0])
+        for known in depths[1:]:
+            deep = np.minimum(depth, n_ops) >= known
+            each[deep] = self._per_read(bytes_each[deep], known)
+        return np.where(n_ops > 0, np.maximum(n_ops * each, alone), 0.0)
 
     def bytes_per_s(self, bytes_each: float, *, depth: int = 16) -> float:
         return bytes_each / self.seconds_per_read(bytes_each, depth=depth)

@@ -1,0 +1,230 @@
+"""The simulator: miss for miss as a slow cache, byte for byte as a brute planner, golden counts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flashllm.cache import POLICIES
+from flashllm.cli.main import main
+from flashllm.errors import UsageError
+from flashllm.offload.planner import worthwhile_gap
+from flashllm.probe.named import CURVES
+from flashllm.simulate import frames_used, replay, simulate
+from flashllm.simulate.costs import cost
+from flashllm.simulate.run import MAX_GAP, slots_for
+from flashllm.tracing import read_trace
+from flashllm.tracing.order import order_for
+
+TRACES = Path(__file__).parent.parent / "traces"
+
+
+def random_active(seed: int, n_tokens=60, n=40, clusters=8):
+    """(bits [tokens, n], first, ids): bundles i with equal i % clusters mostly fire together."""
+    rng = np.random.default_rng(seed)
+    which = rng.random((n_tokens, clusters)) < 0.2
+    bits = which[:, np.arange(n) % clusters] & (rng.random((n_tokens, n)) < 0.9)
+    first = np.concatenate(([0], np.cumsum(bits.sum(axis=1))))
+    return bits, first, np.nonzero(bits)[1].astype(np.int32)
+
+
+@pytest.mark.parametrize("per_frame", [1, 3, 7])
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_frames_used_equals_the_obvious(per_frame, shuffled):
+    bits, first, ids = random_active(1)
+    order = np.random.default_rng(2).permutation(40) if shuffled else None
+    uses = frames_used(first, ids, n_bundles=40, per_frame=per_frame, order=order)
+    place = {int(b): i for i, b in enumerate(range(40) if order is None else order)}
+    for t, wanted in enumerate(uses.steps()):
+        at = [place[int(b)] // per_frame for b in np.flatnonzero(bits[t])]
+        assert wanted.tolist() == sorted(set(at))
+        slots = slice(uses.first[t], uses.first[t + 1])
+        assert uses.n_active[slots].tolist() == [at.count(f) for f in sorted(set(at))]
+
+
+def slow_misses(steps, n_slots: int, name: str, k=5, decay=0.9) -> list[tuple[int, int]]:
+    """Dictionaries, one frame at a time: hits stay, victims go by rank, the rest of the misses,
+    least recently used first, find no slot."""
+    slot_of, uses, last = {}, {}, {}
+    missed = []
+    for clock, wanted in enumerate(steps):
+        wanted = [int(f) for f in wanted]
+        hits = [f for f in wanted if f in slot_of]
+        missing = [f for f in wanted if f not in slot_of]
+        missed += [(clock, f) for f in missing]
+        for f in hits:
+            uses[slot_of[f]].append(clock)
+
+        def rank(f, clock=clock):
+            slot = slot_of[f]
+            if name == "lru":
+                key = uses[slot][-1]
+            elif name == "window":
+                key = max(0, uses[slot][-1] - (clock - k))
+            elif name == "lfu":
+                key = sum(decay ** (clock - c) for c in uses[slot])
+            else:
+                key = -next((c for c in range(clock + 1, len(steps)) if f in steps[c]), len(steps))
+            return (round(key, 9), slot)
+
+        n_evict = max(0, len(missing) - (n_slots - len(slot_of)))
+        for f in sorted((f for f in slot_of if f not in wanted), key=rank)[:n_evict]:
+            del uses[slot_of.pop(f)]
+        free = [s for s in range(n_slots) if s not in slot_of.values()]
+        chosen = sorted(missing, key=lambda f: (-last.get(f, -1), missing.index(f)))[: len(free)]
+        for f, slot in zip(sorted(chosen), free, strict=False):
+            slot_of[f] = slot
+            uses[slot] = [clock]
+        last |= dict.fromkeys(wanted, clock)
+    return missed
+
+
+@pytest.mark.parametrize("name", POLICIES.names())
+@pytest.mark.parametrize("n_slots", [1, 4, 9, 20, 40])
+def test_replay_misses_what_the_slow_cache_misses(name, n_slots):
+    _, first, ids = random_active(5)
+    uses = frames_used(first, ids, n_bundles=40, per_frame=1)
+    extra = {"future": uses.steps()} if name == "belady" else {}
+    found = replay(uses, POLICIES[name](n_slots, **extra))
+    expected = slow_misses(uses.steps(), n_slots, name)
+    assert list(zip(found.token.tolist(), found.frame.tolist(), strict=True)) == expected
+    if n_slots == 40:
+        assert len(found) == len(np.unique(ids))  # each is missed once
+
+
+@pytest.mark.parametrize("curve", list(CURVES))
+def test_costs_equal_reads_merged_by_hand(curve):
+    curve = CURVES[curve]
+    _, first, ids = random_active(6)
+    uses = frames_used(first, ids, n_bundles=40, per_frame=1)
+    misses = replay(uses, POLICIES["lru"](8))
+    frame_bytes, gap = 6144, worthwhile_gap(curve, bytes_each=6144, limit=MAX_GAP)
+    n_ops = n_bytes = 0
+    seconds = 0.0
+    for t in range(uses.n_tokens):
+        frames = misses.frame[misses.token == t].tolist()
+        reads: list[list[int]] = []
+        for f in frames:
+            if reads and (f - reads[-1][1] - 1) * frame_bytes <= gap:
+                reads[-1][1] = f
+            else:
+                reads.append([f, f])
+        total = sum(b - a + 1 for a, b in reads) * frame_bytes
+        n_ops, n_bytes = n_ops + len(reads), n_bytes + total
+        seconds += curve.seconds(len(reads), total / len(reads)) if reads else 0.0
+    found = cost(misses, curve, frame_bytes=frame_bytes, gap_limit=MAX_GAP)
+    assert (found.n_ops, found.n_bytes) == (n_ops, n_bytes)
+    assert found.seconds == pytest.approx(seconds)
+
+
+def test_named_curves_are_ordered_and_many_equals_one_by_one():
+    n_ops, sizes = np.array([0, 1, 3, 16, 400]), np.array([4096.0, 512, 70_000, 3e6, 6144])
+    for _, curve in CURVES.items():
+        each = curve.seconds_each(n_ops, sizes)
+        assert each == pytest.approx([curve.seconds(n, s) for n, s in zip(n_ops, sizes,
+                                                                          strict=True)])
+    costs = [CURVES[name].seconds(64, 6144) for name in ("nvme4", "ufs4", "emmc", "sd")]
+    assert costs == sorted(costs)
+
+
+def test_an_order_brings_together_what_fires_together():
+    fit, _, _ = random_active(7, n_tokens=200)
+    _, first, ids = random_active(8)
+    order = order_for(fit, per_frame=5)
+    assert sorted(order.tolist()) == list(range(40))
+    for start in range(0, 40, 5):
+        assert len({int(b) % 8 for b in order[start : start + 5]}) == 1
+    plain = frames_used(first, ids, n_bundles=40, per_frame=5)
+    laid = frames_used(first, ids, n_bundles=40, per_frame=5, order=order)
+    assert len(laid.frames) < 0.5 * len(plain.frames)
+    fit[:, :11] = False
+    assert order_for(fit, per_frame=4)[-11:].tolist() == list(range(11))
+    assert order_for(np.zeros((3, 6), bool), per_frame=4).tolist() == list(range(6))
+
+
+# misses of whole traces: policy -> with caches of 10 and 50 % of each layer, one bundle a frame;
+# `wanted` is how many were asked for
+GOLDEN = {
+    "demo-books-test": {
+        "wanted": [419848],
+        "window": [324589, 134869],
+        "lru": [324319, 121204],
+        "lfu": [320248, 116456],
+        "belady": [275547, 55690],
+    },
+    "demo-plays-test": {
+        "wanted": [537030],
+        "window": [388208, 152205],
+        "lru": [387799, 130015],
+        "lfu": [379843, 122199],
+        "belady": [335131, 59566],
+    },
+    "stories-test": {
+        "wanted": [81890],
+        "window": [69191, 32474],
+        "lru": [69191, 32488],
+        "lfu": [69190, 31077],
+        "belady": [69182, 19581],
+    },
+}
+
+
+@pytest.mark.parametrize("name", sorted(GOLDEN))
+def test_golden_miss_counts(name):
+    trace = read_trace(TRACES / f"{name}.fltrace")
+    rows = simulate(trace, policies=POLICIES.names(), caches=[0.1, 0.5],
+                    per_frames=[1], curves=[CURVES["default"]])  # fmt: skip
+    found: dict[str, list[int]] = {}
+    for row in rows:
+        found.setdefault(row.policy, []).append(row.misses)
+    wanted = sum(int(trace.bits(i).sum()) for i in range(len(trace.layers)))
+    assert {"wanted": [wanted], **found} == GOLDEN[name]
+    for row in rows:
+        assert row.hit_rate == pytest.approx(1 - row.misses / wanted)
+        assert row.above_belady >= 0 and 0 < row.useful <= 1
+
+
+def test_every_committed_trace_is_whole_and_has_its_card():
+    paths = sorted(TRACES.glob("*.fltrace"))
+    assert len(paths) >= 4
+    for path in paths:
+        trace = read_trace(path)
+        card = path.with_suffix(".md").read_text()
+        assert f"`{trace.model}`" in card and f"`{trace.text}`" in card
+        assert f"{path.stat().st_size} bytes" in card
+
+
+def test_the_verb_prints_a_table_or_json(capsys):
+    path = str(TRACES / "stories-test.fltrace")
+    args = ["simulate", path, "--policy", "lru,belady", "--cache", "10%,50%", "--curve", "ufs4,sd"]
+    assert main([*args, "--order", str(TRACES / "stories-fit.fltrace"), "--per-frame", "2,8"]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert len(table) == 1 + 2 * 2 * 2 * 2 and "sd ms" in table[0]
+    assert main([*args, "--json", "--bundle-bytes", "6KiB"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(r["policy"], r["cache"]) for r in rows] == [
+        ("lru", 0.1), ("belady", 0.1), ("lru", 0.5), ("belady", 0.5)
+    ]  # fmt: skip
+    assert all(r["ms"].keys() == {"ufs4", "sd"} and r["frame_bytes"] == 6144 for r in rows)
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--policy", "clock"], ["--cache", "0%"], ["--cache", "much"], ["--cache", "101%"],
+        ["--per-frame", "0"], ["--per-frame", "x"], ["--curve", "drum"], ["--bundle-bytes", "-"],
+        ["--order", str(TRACES / "demo-books-fit.fltrace")],
+    ],
+)  # fmt: skip
+def test_what_cannot_be_simulated(args, capsys):
+    assert main(["simulate", str(TRACES / "stories-test.fltrace"), *args]) == 2
+    assert "flashllm:" in capsys.readouterr().err
+
+
+def test_slots_and_their_bounds():
+    assert [slots_for(s, 10) for s in (0.01, 0.25, 1.0)] == [1, 2, 10]
+    with pytest.raises(UsageError):
+        simulate(None, policies=[], caches=[0.5], per_frames=[1], curves=[])
