@@ -6,7 +6,7 @@ import sys
 import time
 
 HEARTBEAT_S = 10.0  # long silences look like a hang
-UNITS = {"prompt": "tok", "perplexity": "windows"}  # by label; everything else counts bytes
+UNITS = {"prompt": "tok", "perplexity": "windows", "trace": "tok"}  # by label; everything else counts bytes
 
 
 class Progress:

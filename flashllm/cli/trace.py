@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     name = args.text_name or Path(args.text).name
     if args.skip:
         name += f" from character {args.skip}"
-    progress = Progress(unit="tokens")
+    progress = Progress()
     with LLM(args.model, progress=None, **engine_arguments(args)) as llm:
         record(llm, text, out, n_tokens=args.tokens, text_name=name, window=args.window,
                progress=progress)  # fmt: skip
