@@ -6,7 +6,8 @@ import sys
 import time
 
 HEARTBEAT_S = 10.0  # long silences look like a hang
-UNITS = {"prompt": "tok", "perplexity": "windows", "trace": "tok"}  # by label; everything else counts bytes
+# by label; everything else counts bytes
+UNITS = {"prompt": "tok", "perplexity": "windows", "trace": "tok"}
 
 
 class Progress:
