@@ -29,6 +29,7 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "chat_template.jinja",
     "tokenizer.model",
+    "rwkv_vocab.txt",
 )
 
 # NumPy has no bfloat16: its bits travel as uint16.

@@ -20,7 +20,7 @@ from ..errors import CheckpointError, UnsupportedError
 from .base import Checkpoint
 from .files import SourceFile
 from .rwkv_blocks import BLOCK, BLOCK_TYPES
-from .rwkv_names import MIXED_V6, STACKED, canonical_shape, config_of
+from .rwkv_names import MIXED_V6, STACKED, byte_vocabulary, canonical_shape, config_of
 from .sampling import sample_digest
 
 MAGIC = struct.pack("<I", 0x67676D66)
@@ -156,7 +156,8 @@ class RWKVCppCheckpoint(Checkpoint):
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        return {}
+        """A vocabulary of 256 is the bytes themselves; others travel apart from these files."""
+        return byte_vocabulary() if self.config["vocab_size"] == 256 else {}
 
     def names(self) -> list[str]:
         return list(self._places)

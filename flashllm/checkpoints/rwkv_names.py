@@ -85,5 +85,10 @@ def _n_heads(version: str, hidden_size: int, shape) -> int:
         for size in shape(f"{att}time_decay", 1):
             n_heads *= size
         return n_heads
-    sizes = [size for size in shape(f"{att}time_faaaa", 2)]
-    return sizes[0]
+    return shape(f"{att}time_faaaa", 2)[0]
+
+
+def byte_vocabulary() -> dict[str, bytes]:
+    """The 256 bytes as a World vocabulary: a line per token, its id, literal and length."""
+    lines = [f"{byte} {bytes([byte])!r} 1\n" for byte in range(256)]
+    return {"rwkv_vocab.txt": "".join(lines).encode()}

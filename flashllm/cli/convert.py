@@ -26,6 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--flash-speed", default="probe", metavar="RATE",
                         help="with --codec auto: bytes per second the target device reads, such as "
                              "100M; 'probe' measures the input's device; 'none' decides by size")
+    parser.add_argument(
+        "--tokenizer", metavar="PATH", help="a tokenizer.json or RWKV World vocabulary to carry"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
@@ -39,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
         codec=args.codec,
         flash_bytes_per_s=_flash_speed(args),
         overwrite=args.overwrite,
+        tokenizer=args.tokenizer,
         progress=progress,
     )
     progress.close()

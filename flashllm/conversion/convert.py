@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..checkpoints import Checkpoint
+from ..checkpoints.files import MAX_TOKENIZER_BYTES, read_whole
 from ..codecs import CODECS
 from ..codecs.choice import measure_codec
 from ..container import ContainerWriter
@@ -88,6 +90,7 @@ def convert(
     order: dict[int, np.ndarray] | None = None,
     frame_bytes: int | None = None,
     flash_bytes_per_s: float | None = None,
+    tokenizer: str | os.PathLike | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Converts the checkpoint or container `input` (a path, or opened) into the container `output`.
@@ -98,6 +101,7 @@ def convert(
     checkpoint's neuron at each place of the file.  frame_bytes: the size of all frames, for
     experiments.  flash_bytes_per_s: what the target device reads; with it decoding is
     measured too and the codec decided by what streams fastest.
+    tokenizer: a tokenizer.json, or an RWKV World vocabulary, instead of what the source has.
     progress(done, total, label) in bytes of decoded planes.
 
     Peak memory: 128 MiB with the interpreter, plus the index.  Raises CheckpointError for a source
@@ -113,6 +117,7 @@ def convert(
     checkpoint = input if isinstance(input, Checkpoint) else open_source(input)
     try:
         _refuse_own_source(checkpoint, output)
+        carried = checkpoint.tokenizer_files if tokenizer is None else given_tokenizer(tokenizer)
         plan = plan_conversion(
             checkpoint,
             quant=quant,
@@ -123,7 +128,7 @@ def convert(
         )
         orders = check_order(order, plan)
         digest, n_resumed, size = _write(
-            checkpoint, plan, output, quant, orders, overwrite, progress
+            checkpoint, plan, output, quant, orders, overwrite, carried, progress
         )
     finally:
         if checkpoint is not input:
@@ -277,6 +282,7 @@ def _write(
     quant: str,
     orders: dict[int, np.ndarray],
     overwrite: bool,
+    carried: dict[str, bytes],
     progress: Progress | None,
 ) -> tuple[str, int, int]:
     resolved, config = plan.resolved, plan.resolved.config
@@ -338,12 +344,23 @@ def _write(
             values = _vector(checkpoint, resolved, vector)
             ids = _order_for(vector.name, orders)
             writer.add_vectors({vector.name: values if ids is None else values[ids]})
-        for name, data in checkpoint.tokenizer_files.items():
+        for name, data in carried.items():
             writer.add_blob(name, data)
         if progress:
             progress(total, total, "sync")
         digest = writer.commit()
     return digest, n_resumed, output.stat().st_size
+
+
+def given_tokenizer(path: str | os.PathLike) -> dict[str, bytes]:
+    """The tokenizer file at `path` under the name it is carried by, told by its content."""
+    content = read_whole(Path(path), MAX_TOKENIZER_BYTES)
+    if content.lstrip()[:1] == b"{":
+        return {"tokenizer.json": content}
+    if re.match(rb"\d+ b?['\"]", content):
+        return {"rwkv_vocab.txt": content}
+    expected = "a tokenizer.json or an RWKV World vocabulary"
+    raise CheckpointError(path, "first bytes", expected, content[:12])
 
 
 def _vector(checkpoint: Checkpoint, resolved: Resolved, role: VectorRole) -> np.ndarray:

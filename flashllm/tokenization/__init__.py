@@ -6,5 +6,6 @@ carries none, and whoever then needs text raises `no_tokenizer(path)`.
 
 from .stream import StreamDecoder
 from .tokenizer import Tokenizer, no_tokenizer
+from .world import WorldTokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "no_tokenizer"]
+__all__ = ["StreamDecoder", "Tokenizer", "WorldTokenizer", "no_tokenizer"]

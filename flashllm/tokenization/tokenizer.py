@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 
 from ..errors import TokenizerError, UsageError
 from .stream import StreamDecoder
+from .world import BLOB, WorldTokenizer
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
@@ -43,13 +44,15 @@ class Tokenizer:
     @classmethod
     def from_blobs(
         cls, blobs: Mapping[str, bytes], *, path: object = "tokenizer", bos_id: int | None = None
-    ) -> Tokenizer | None:
+    ) -> Tokenizer | WorldTokenizer | None:
         """The tokenizer in `blobs` (file name -> content), or None if there is none.
 
         `bos_id` is the model config's, used where the tokenizer's own files name no BOS.
         TokenizerError for a file that cannot be read, naming `path`.
         """
         if "tokenizer.json" not in blobs:
+            if BLOB in blobs:
+                return WorldTokenizer.from_text(bytes(blobs[BLOB]), path=path)
             return None
         from tokenizers import Tokenizer as LibraryTokenizer
 
