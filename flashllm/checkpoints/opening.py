@@ -12,6 +12,7 @@ from .files import SourceFile
 from .llama2c import MAGIC_V1, Llama2cCheckpoint
 from .rwkv_cpp import MAGIC as MAGIC_RWKV_CPP
 from .rwkv_cpp import RWKVCppCheckpoint
+from .rwkv_safetensors import RWKVSafetensors, is_rwkv
 from .safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsCheckpoint, read_index
 
 # First bytes of kinds we know by name and do not read.
@@ -69,7 +70,7 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         if path.name == INDEX_NAME:
             return _open_sharded(path, path)
         return _open_folder(path.parent)
-    return SafetensorsCheckpoint(path, path.parent, [path], None)
+    return _of_any_layout(SafetensorsCheckpoint(path, path.parent, [path], None))
 
 
 def _open_folder(folder: Path) -> Checkpoint:
@@ -90,11 +91,23 @@ def _open_folder(folder: Path) -> Checkpoint:
     kind = sniff(found[0])
     if kind != "safetensors":
         raise CheckpointError(found[0], "content", "safetensors, as its name says", kind)
-    return SafetensorsCheckpoint(folder, folder, found, None)
+    return _of_any_layout(SafetensorsCheckpoint(folder, folder, found, None))
 
 
 def _open_sharded(path: Path, index_path: Path) -> Checkpoint:
     index = read_index(index_path)
     folder = index_path.parent
     shards = [folder / name for name in sorted(set(index.values()))]
-    return SafetensorsCheckpoint(path, folder, shards, index)
+    return _of_any_layout(SafetensorsCheckpoint(path, folder, shards, index))
+
+
+def _of_any_layout(checkpoint: SafetensorsCheckpoint) -> Checkpoint:
+    """Families whose files have names of their own come in the names our roles use."""
+    if is_rwkv(checkpoint.names()):
+        return RWKVSafetensors(checkpoint)
+    try:
+        checkpoint.require_config()
+    except BaseException:
+        checkpoint.close()
+        raise
+    return checkpoint

@@ -176,8 +176,6 @@ class SafetensorsCheckpoint(Checkpoint):
                 if name not in self._entries:
                     raise CheckpointError(path, f"tensor {name!r}", f"in {shard_name}", "nothing")
             self.config = read_json(folder / "config.json")
-            if not self.config:
-                raise CheckpointError(folder / "config.json", "file", "a config", "nothing")
             self.generation_config = read_json(folder / "generation_config.json")
         except BaseException:
             self.close()
@@ -192,6 +190,11 @@ class SafetensorsCheckpoint(Checkpoint):
             if index is not None and index.get(name, shard.name) != shard.name:
                 raise CheckpointError(shard, f"tensor {name!r}", f"in {index[name]}", "here")
             self._entries[name] = entry
+
+    def require_config(self) -> None:
+        """CheckpointError unless a config.json was found, which most layouts cannot do without."""
+        if not self.config:
+            raise CheckpointError(self._folder / "config.json", "file", "a config", "nothing")
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
