@@ -40,6 +40,7 @@ ARROWS = {
     "planning": {"cache"},
     "watch": {"probe"},
     "bundled": set(),
+    "stress": {"api", "probe", "storage"},
 }
 EVERYTHING = {"api", "assembly", "calibration", "cli", "evaluation", "__main__"}
 

@@ -175,10 +175,14 @@ class Fetcher:
         else:
             batch = scatter_batch(extents, source, targets, self._trash)
         fetch = Fetch(source, extents, targets, self._arena)
-        fetch._ticket = self._storage.submit(batch, fetch._describe)
-        if source.coded:
-            fetch._places = places
-            self._queue_jobs(fetch)
+        try:
+            fetch._ticket = self._storage.submit(batch, fetch._describe)
+            if source.coded:
+                fetch._places = places
+                self._queue_jobs(fetch)
+        except BaseException:  # a traceback would keep it, and with it the arena's lease, alive
+            fetch.close()
+            raise
         return fetch
 
     def _queue_jobs(self, fetch: Fetch) -> None:
@@ -186,9 +190,9 @@ class Fetcher:
         ends = [*(np.flatnonzero(np.diff(group)) + 1), len(fetch.extents)]
         start = 0
         for stop in ends:
-            fetch._jobs.append(_DecodeJob(fetch, start, int(stop)))
+            job = _DecodeJob(fetch, start, int(stop))
             start = int(stop)
-        for job in fetch._jobs:
+            fetch._jobs.append(job)  # close() waits for jobs: none may be here and not queued
             self._jobs.put(job)
 
     def close(self) -> None:

@@ -1,0 +1,130 @@
+"""What runs inside a limit: one engine, one kind of work, one line of JSON at the end.
+
+`python -m flashllm.stress.child '{"work": …}'`.  Exit codes are the command line's: 4 when the
+budget is refused.  Lines before the last announce what the watcher outside must know.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+
+from ..api import LLM
+from ..errors import BudgetError, ContextLengthError, FlashError
+from ..probe.process import process_memory
+from ..units import MIB, parse_size
+
+SAMPLING = {"temperature": 1.0, "seed": 1, "ignore_eos": True}
+LEAST_TOKENS = 8
+
+
+def main(argv: list[str]) -> int:
+    spec = json.loads(argv[0])
+    engine = dict(spec["engine"])
+    if spec.get("limit_data"):
+        _limit_data(parse_size(engine["ram_budget"]))
+    try:
+        with LLM(spec["model"], **engine) as llm:
+            _say({"event": "planned"})
+            report = WORKS[spec["work"]](llm, spec)
+            report["flash"] = llm.live()
+    except BudgetError as error:
+        _say({"event": "refused", "floor": error.floor_bytes})
+        return error.exit_code
+    except FlashError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    report["peak_rss"] = process_memory().peak_rss
+    _say(report)
+    return 0
+
+
+def _say(what: dict[str, Any]) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _limit_data(budget: int) -> None:
+    """RLIMIT_DATA so that private memory may grow by what the budget has left, and by 96 MiB of
+    address space that is reserved and hardly touched (thread stacks of 8 MiB, a later ring)."""
+    import resource
+    from pathlib import Path
+
+    fields = dict(
+        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
+    )
+    private = int(fields["VmData"].split()[0]) * 1024
+    limit = private + max(0, budget - process_memory().rss) + 96 * MIB
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def short_prompt(llm: LLM, number: int = 0) -> list[int]:
+    """Eight token ids that depend on the vocabulary and the number only."""
+    return np.random.default_rng(number).integers(3, llm.vocab_size, 8).tolist()
+
+
+def _stream(llm: LLM, spec: dict) -> dict:
+    """Tokens until the time or the count is up, at least LEAST_TOKENS; resized half-way if the
+    spec says so."""
+    tokens, times, resized = [], [], None
+    stream = llm.stream(short_prompt(llm), max_tokens=spec["tokens"], **SAMPLING)
+    for delta in stream:
+        tokens += delta.tokens
+        times.append(time.monotonic())
+        enough = len(tokens) >= max(LEAST_TOKENS, 1) and times[-1] - times[0] > spec["seconds"]
+        if "resize" in spec and resized is None and (len(tokens) >= 4 or enough):
+            resized = _lower(llm, spec["resize"])
+            _say({"event": "resized", "ram_budget": resized})
+        elif enough:
+            break
+    stream.close()
+    spent = times[len(tokens) - 1] - times[0] if len(tokens) > 1 else 0.0
+    return {"tokens": tokens, "tokens_per_s": (len(tokens) - 1) / spent if spent else None,
+            "ram_budget": llm.ram_budget}  # fmt: skip
+
+
+def _lower(llm: LLM, wanted: int) -> int:
+    """Resize to `wanted`, or to the floor of the open engine where that is higher."""
+    try:
+        llm.resize(wanted)
+    except BudgetError as error:
+        llm.resize(error.floor_bytes)
+    return llm.ram_budget
+
+
+def _long_context(llm: LLM, spec: dict) -> dict:
+    """Fill the context to its last token; one more must be refused, not computed."""
+    n_prompt = llm.n_context - LEAST_TOKENS
+    ids = np.random.default_rng(7).integers(3, llm.vocab_size, llm.n_context + 1).tolist()
+    result = llm.generate(ids[:n_prompt], max_tokens=LEAST_TOKENS, **SAMPLING)
+    refused = False
+    try:
+        llm.generate(ids, max_tokens=1)
+    except ContextLengthError:
+        refused = True
+    return {"tokens": result.tokens, "overlong_refused": refused,
+            "tokens_per_s": result.timings["prompt_per_second"]}  # fmt: skip
+
+
+def _prompts(llm: LLM, spec: dict) -> dict:
+    """Many short prompts: all their tokens as one digest, and what memory grew by after a tenth."""
+    digest, n_tokens, early = hashlib.sha256(), 0, 0
+    started = time.monotonic()
+    for number in range(spec["prompts"]):
+        result = llm.generate(short_prompt(llm, number), max_tokens=LEAST_TOKENS, **SAMPLING)
+        digest.update(np.array(result.tokens, np.int32).tobytes())
+        n_tokens += len(result.tokens)
+        if number == spec["prompts"] // 10:
+            early = process_memory().rss
+    return {"digest": digest.hexdigest(), "growth": process_memory().rss - early,
+            "tokens_per_s": n_tokens / (time.monotonic() - started)}  # fmt: skip
+
+
+WORKS = {"stream": _stream, "long context": _long_context, "prompts": _prompts}
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

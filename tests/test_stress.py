@@ -1,0 +1,92 @@
+"""The stress verb: what it runs, what it sees from outside, and that it can fail."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from flashllm.cli import main as cli
+from flashllm.stress import cases
+from flashllm.stress.cases import Row, Scale, Stress
+from flashllm.stress.confine import cached_bytes, make_cold, make_warm, run_child
+from flashllm.units import MIB
+
+from . import tiny
+from .capped import needs_cgroup
+
+SCALE = Scale(seconds=0.1, tokens=10, n_context=32, prompts=20, every_cell=False)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return str(tiny.container(tmp_path_factory.mktemp("stress")))
+
+
+def stream(model, budget, **more):
+    return {"work": "stream", "model": model, "engine": {"ram_budget": budget}, "tokens": 10,
+            "seconds": 0.1, **more}  # fmt: skip
+
+
+def test_a_child_is_seen_from_outside(model):
+    seen = run_child(stream(model, "300MiB"), None)
+    assert seen.code == 0 and 8 <= len(seen.report["tokens"]) <= 10
+    assert seen.event("planned") and seen.n_samples > 0
+    assert 10 * MIB < seen.peak_anon < seen.peak_rss
+    assert seen.peak_rss <= seen.report["peak_rss"] + MIB  # the counters lag by some pages
+
+
+def test_without_a_group_the_child_limits_its_own_memory(model):
+    seen = run_child(stream(model, "70MiB", limit_data=True), None)
+    assert seen.code == 0, seen.stderr
+
+
+def test_a_refused_budget_is_a_code_and_a_floor(model):
+    seen = run_child(stream(model, 1), None)
+    assert seen.code == 4 and seen.event("refused")["floor"] > 30 * MIB
+
+
+def test_cold_and_warm_are_what_they_say(model):
+    assert make_warm(model) > 0 and cached_bytes(model) > 0
+    assert make_cold(model) == 0
+
+
+@needs_cgroup
+@pytest.mark.cgroup
+def test_lowered_mid_run_and_long_context(model):
+    stress = Stress(model, small=model, scale=SCALE, told=lambda row: None)
+    floor, whole = stress._floor(), stress._reference(stress._spec("stream"))["tokens"]
+    stress._lowered(floor, whole)
+    stress._long_context()
+    assert [row.breaches for row in stress.rows] == [(), ()]
+    assert all(row.identical and row.oom_kills == 0 for row in stress.rows)
+    wrong = [token + 1 for token in whole]
+    stress._cell(floor + 40 * MIB, "direct", "cold", floor, wrong)
+    assert stress.rows[-1].breaches == ("tokens differ",)
+
+
+GOOD = Row("cap", "direct", "cold", 100, peak_rss=100, failcnt=0, oom_kills=0)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"peak_rss": 101}, "RSS"),
+        ({"oom_kills": 1}, "kills"),
+        ({"failcnt": 1}, "limit hit"),
+    ],
+)
+def test_what_is_a_breach(change, said):
+    assert cases._judge(GOOD) == []
+    (breach,) = cases._judge(dataclasses.replace(GOOD, **change))
+    assert said in breach
+
+
+@pytest.mark.parametrize("breaches, code", [((), 0), (("tokens differ",), 1)])
+def test_the_exit_code_tells(model, monkeypatch, capsys, breaches, code):
+    row = dataclasses.replace(GOOD, breaches=breaches)
+    monkeypatch.setattr("flashllm.cli.stress.Stress.run", lambda self: [row])
+    assert cli.main(["stress", model, "--json"]) == code
+    told = json.loads(capsys.readouterr().out)
+    assert told["breaches"] == len(breaches) and told["rows"][0]["cap"] == 100
