@@ -75,6 +75,20 @@ def test_blocks_decode_to_their_values(tmp_path, code):
         resolve(found)
 
 
+def test_blocks_where_the_shape_is_flattened(tmp_path):
+    tensors = exported(official("7"), "7")
+    name = "blocks.1.att.x_rwkvag"
+    data, expected = quantised(8, 6 * N // 32, 1)
+    parts = [header(8)]
+    for key, a in tensors.items():
+        parts.append(record(key, a, *((8, data) if key == name else (0, a.tobytes()))))
+    (tmp_path / "m.bin").write_bytes(b"".join(parts))
+    with open_checkpoint(tmp_path / "m.bin") as found:
+        np.testing.assert_allclose(found.rows(name, 0, 6 * N), expected, rtol=1e-6, atol=1e-6)
+        np.testing.assert_array_equal(found.rows(name, 7, 99), found.rows(name, 0, 6 * N)[7:99])
+        resolve(found)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     tensors = exported(official("4"), "4")

@@ -138,21 +138,18 @@ class RWKVCppCheckpoint(Checkpoint):
             n_values *= n
         if code in FLOAT_TYPES:
             return n_values * FLOAT_TYPES[code][1].itemsize
-        if shape[-1] % BLOCK or len(shape) != 2:
+        if shape[-1] % BLOCK:
             what = f"rows of whole blocks of {BLOCK}"
             raise CheckpointError(self.path, f"tensor {name!r}", what, list(shape))
         return n_values // BLOCK * BLOCK_TYPES[code].n_bytes
 
     def _place(self, name: str, shape: tuple[int, ...], code: int, offset: int) -> None:
         if name.endswith(STACKED) and len(shape) == 3 and shape[0] == len(MIXED_V6):
-            n_bytes = shape[1] * shape[2] * FLOAT_TYPES[code][1].itemsize
+            n_bytes = self._data_bytes(name, shape[1:], code)
             for i, x in enumerate(MIXED_V6):
                 self._places[f"{name}.{x}"] = _Place(offset + i * n_bytes, shape[1:], code)
             return
-        handed_out = canonical_shape(name, shape)
-        if code in BLOCK_TYPES and len(handed_out) != 2:
-            raise CheckpointError(self.path, f"tensor {name!r}", "a float type", f"type {code}")
-        self._places[name] = _Place(offset, handed_out, code)
+        self._places[name] = _Place(offset, canonical_shape(name, shape), code)
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
@@ -189,6 +186,10 @@ class RWKVCppCheckpoint(Checkpoint):
                 self._file.read_into(at, memoryview(values).cast("B"))
             return values
         kind = BLOCK_TYPES[place.type]
+        if len(place.shape) == 1:  # a flattened matrix: whole, because a row is less than a block
+            raw = self._file.read(place.offset, place.shape[0] // BLOCK * kind.n_bytes)
+            blocks = np.frombuffer(raw, np.uint8).reshape(-1, kind.n_bytes)
+            return kind.decode(blocks).ravel()[start:stop]
         row_bytes = place.n_cols // BLOCK * kind.n_bytes
         raw = self._file.read(place.offset + start * row_bytes, (stop - start) * row_bytes)
         blocks = np.frombuffer(raw, np.uint8).reshape(-1, kind.n_bytes)
