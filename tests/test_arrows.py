@@ -30,7 +30,7 @@ ARROWS = {
     "checkpoints": set(),
     "tokenization": set(),
     "conversion": {
-        "checkpoints", "models", "container", "quant", "codecs", "predictors", "_core",
+        "checkpoints", "models", "container", "quant", "codecs", "predictors", "tracing", "_core",
     },
     # the format's checksums, and the one reader of hostile zstd frames
     "tracing": {"codecs", "_core"},

@@ -9,7 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 from ..conversion.convert import convert
+from ..conversion.layout import SPARSE_FRAME_BYTES
+from ..conversion.relayout import orders_from
 from ..probe.device import choose_storage
+from ..tracing import Trace, read_trace
 from ..units import MIB, format_size, parse_size
 from .progress import Progress
 
@@ -29,6 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", metavar="PATH", help="a tokenizer.json or RWKV World vocabulary to carry"
     )
+    parser.add_argument("--order", metavar="TRACE", help="lay neurons out by a trace of a "
+                        "container that keeps this input's order")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
@@ -40,6 +45,7 @@ def run(args: argparse.Namespace) -> int:
         args.output,
         quant=args.quant,
         codec=args.codec,
+        order=None if args.order is None else orders_for(read_trace(args.order)),
         flash_bytes_per_s=_flash_speed(args),
         overwrite=args.overwrite,
         tokenizer=args.tokenizer,
@@ -68,6 +74,13 @@ def _flash_speed(args: argparse.Namespace) -> float | None:
     if largest is None or not largest.is_file() or largest.stat().st_size < PROBE_LEAST_BYTES:
         return None
     return choose_storage(largest).curve.sequential_bytes_per_s
+
+
+def orders_for(trace: Trace) -> dict:
+    """Layer -> order, for frames as a conversion to the trace's weight type would make them."""
+    return orders_from(trace, {
+        info.plane: -(-SPARSE_FRAME_BYTES // info.bundle_bytes) for info in trace.layers
+    })  # fmt: skip
 
 
 def _show(report) -> None:

@@ -26,6 +26,7 @@ VERBS = {
     "trace": ("trace", "record which neurons a text activates"),
     "simulate": ("simulate", "replay a trace through caches and devices, without weights"),
     "stress": ("stress", "does the RAM cap hold on this machine? runs it under limits"),
+    "relayout": ("relayout", "lay a container's neurons out by what fires together"),
     "doctor": ("doctor", "what this machine is and where each setting came from"),
     "demo": ("demo", "run the bundled model, widened, at half of its size"),
 }

@@ -268,7 +268,7 @@ def check_order(order: dict[int, np.ndarray] | None, plan: Plan) -> dict[int, np
     return checked
 
 
-def _order_for(name: str, orders: dict[int, np.ndarray]) -> np.ndarray | None:
+def neuron_order(name: str, orders: dict[int, np.ndarray]) -> np.ndarray | None:
     """The order that applies to a plane or vector: that of its layer, if it runs over neurons."""
     parts = name.split(".")
     per_neuron = name.endswith((".ffn", ".deciding", ".deciding.bias", ".gate.bias", ".up.bias"))
@@ -328,7 +328,7 @@ def _write(
                 parts=shape.parts,
             ):
                 source = ItemSource(
-                    checkpoint, plane, folder=output.parent, order=_order_for(shape.name, orders)
+                    checkpoint, plane, folder=output.parent, order=neuron_order(shape.name, orders)
                 )
                 written = 0
                 for items in source.blocks():
@@ -342,7 +342,7 @@ def _write(
             done += plane.decoded_bytes
         for vector in resolved.roles.vectors:
             values = _vector(checkpoint, resolved, vector)
-            ids = _order_for(vector.name, orders)
+            ids = neuron_order(vector.name, orders)
             writer.add_vectors({vector.name: values if ids is None else values[ids]})
         for name, data in carried.items():
             writer.add_blob(name, data)

@@ -23,7 +23,7 @@ from ..models.configs import config_from_dict
 from ..quant import WEIGHT_TYPES
 
 
-class _PlaneReader:
+class PlaneReader:
     """Decoded items of one plane, the last frame being kept."""
 
     def __init__(self, plane: Plane, container: Container):
@@ -49,15 +49,21 @@ class _PlaneReader:
         return self._frame
 
     def items(self, piece: Piece, start: int, stop: int) -> np.ndarray:
-        """uint8 [stop - start, piece.row_bytes]."""
-        out = np.empty((stop - start, piece.row_bytes), np.uint8)
-        per_frame, end = self.plane.per_frame, piece.offset + piece.row_bytes
-        at = start
+        """One piece of items: uint8 [stop - start, piece.row_bytes]."""
+        return self._columns(start, stop, piece.offset, piece.offset + piece.row_bytes)
+
+    def whole(self, start: int, stop: int) -> np.ndarray:
+        """Items with all their pieces: uint8 [stop - start, stride]."""
+        return self._columns(start, stop, 0, self.plane.stride)
+
+    def _columns(self, start: int, stop: int, first_byte: int, end_byte: int) -> np.ndarray:
+        out = np.empty((stop - start, end_byte - first_byte), np.uint8)
+        per_frame, at = self.plane.per_frame, start
         while at < stop:
             frame, first = divmod(at, per_frame)
             n = min(per_frame - first, stop - at)
             rows = self._load(frame)[first : first + n]
-            out[at - start : at - start + n] = rows[:, piece.offset : end]
+            out[at - start : at - start + n] = rows[:, first_byte:end_byte]
             at += n
         return out
 
@@ -80,10 +86,10 @@ class ContainerCheckpoint(Checkpoint):
         container = self._container
         self.normalised = (container.family, container.config)
         config = config_from_dict(container.family, container.config, path=self.path)
-        readers = {name: _PlaneReader(plane, container) for name, plane in container.planes.items()}
+        readers = {name: PlaneReader(plane, container) for name, plane in container.planes.items()}
         vectors = container.load_vectors()
         # name -> (reader, piece, first item, shape, transposed), or -> values
-        self._planes: dict[str, tuple[_PlaneReader, Piece, int, tuple[int, ...], bool]] = {}
+        self._planes: dict[str, tuple[PlaneReader, Piece, int, tuple[int, ...], bool]] = {}
         self._vectors: dict[str, np.ndarray] = {}
         roles = config.roles()
         for role in roles.planes:
