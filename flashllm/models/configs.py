@@ -6,6 +6,7 @@ from ..errors import FormatError, UnsupportedError
 from ..registry import Registry
 from .base import ModelConfig
 from .fields import Fields
+from .gpt_neox_config import GPTNeoXConfig
 from .llama_config import LlamaConfig
 from .moe_config import MoEConfig
 from .nemotron_config import NemotronConfig
@@ -16,7 +17,9 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     "model family",
     {
         config.family: config
-        for config in (LlamaConfig, MoEConfig, NemotronConfig, OPTConfig, RWKVConfig)
+        for config in (
+            GPTNeoXConfig, LlamaConfig, MoEConfig, NemotronConfig, OPTConfig, RWKVConfig,
+        )  # fmt: skip
     },
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import Registry
 from .decoder import DecoderModel
+from .gpt_neox import GPTNeoXModel
 from .llama import LlamaModel
 from .moe import MoEModel
 from .nemotron import NemotronModel
@@ -13,6 +14,7 @@ from .rwkv import RWKVModel
 MODELS: Registry[type[DecoderModel]] = Registry(
     "model family",
     {
+        "gpt_neox": GPTNeoXModel,
         "llama": LlamaModel,
         "moe": MoEModel,
         "nemotron": NemotronModel,

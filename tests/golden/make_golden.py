@@ -20,6 +20,7 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -159,6 +160,14 @@ VARIANTS = {
         "bfloat16",
         "unchosen",
     ),
+    "neox": (GPTNeoXConfig, {}, "bfloat16", "older-neox"),
+    "neox-serial": (
+        GPTNeoXConfig,
+        dict(use_parallel_residual=False, attention_bias=False, hidden_act="relu",
+             rope_parameters=dict(rope_type="default", rope_theta=1e3, partial_rotary_factor=0.6)),
+        "bfloat16",
+        None,
+    ),
     "olmoe": (OlmoeConfig, dict(EXPERTS, num_experts=8, num_experts_per_tok=2), "bfloat16", None),
 }
 
@@ -197,7 +206,7 @@ def forget_last_expert(model):
 def last_scalable(model):
     """Tensors whose scale is the scale of the logits and of nothing else."""
     if not model.config.tie_word_embeddings:
-        return [model.lm_head.weight]
+        return [model.get_output_embeddings().weight]
     decoder = getattr(model.model, "decoder", model.model)
     if getattr(decoder, "project_out", None) is not None:
         return [decoder.project_out.weight]
@@ -258,6 +267,12 @@ def to_legacy_rotary(config):
     config["partial_rotary_factor"] = rope["partial_rotary_factor"]
 
 
+def to_older_neox(config):
+    rope = config.pop("rope_parameters")
+    config["rotary_emb_base"] = rope["rope_theta"]
+    config["rotary_pct"] = rope["partial_rotary_factor"]
+
+
 def write(model, dtype, folder, edit=None):
     from safetensors.torch import load_file, save_file
 
@@ -272,6 +287,8 @@ def write(model, dtype, folder, edit=None):
         edit_json(config, lambda c: c.update(sliding_window=0))
     elif edit == "legacy-rotary":
         edit_json(config, to_legacy_rotary)
+    elif edit == "older-neox":
+        edit_json(config, to_older_neox)
     elif edit == "legacy":
         edit_json(config, to_legacy)
         tensors = load_file(weights)
