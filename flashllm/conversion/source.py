@@ -36,14 +36,10 @@ class ItemSource:
 
     def blocks(self) -> Iterator[np.ndarray]:
         """All items in order, uint8 [k, stride], gaps between pieces zero."""
-        if self._plan.shape.kind == "bundles":
-            yield from self._bundles()
-            return
-        piece = self._plan.shape.pieces[0]
-        for (_, tensor), name in zip(self._plan.role.tensors, self._plan.tensors, strict=True):
-            for start, stop in self._ranges(tensor.n_items, tensor.n_cols * 4):
-                stored = self._rows(name, start, stop)
-                yield self._items([(piece, stored, self._checkpoint.dtype(name), name)])
+        done = 0
+        for group in self._plan.role.groups():
+            yield from self._group(group, self._plan.tensors[done : done + len(group)])
+            done += len(group)
 
     def sample(self, n_items: int) -> np.ndarray:
         """The first `n_items` items of the first tensor, for measuring codecs."""
@@ -79,16 +75,10 @@ class ItemSource:
             lambda a, b: self._checkpoint.stored_rows(name, a, b), self._order[start:stop]
         )
 
-    def _bundles(self) -> Iterator[np.ndarray]:
-        done = 0
-        for group in self._plan.role.groups():
-            yield from self._group(group, self._plan.tensors[done : done + len(group)])
-            done += len(group)
-
     def _group(
         self, group: tuple[tuple[str, TensorRole], ...], names: tuple[str, ...]
     ) -> Iterator[np.ndarray]:
-        """The bundles of a layer, or of one of its experts."""
+        """A part's rows; the bundles of a layer, or of one of its experts."""
         columns = {}
         try:
             for (_, tensor), name in zip(group, names, strict=True):

@@ -6,6 +6,7 @@ from ..errors import FormatError, UnsupportedError
 from ..registry import Registry
 from .base import ModelConfig
 from .fields import Fields
+from .gpt2_config import GPT2Config
 from .gpt_neox_config import GPTNeoXConfig
 from .llama_config import LlamaConfig
 from .moe_config import MoEConfig
@@ -18,7 +19,8 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     {
         config.family: config
         for config in (
-            GPTNeoXConfig, LlamaConfig, MoEConfig, NemotronConfig, OPTConfig, RWKVConfig,
+            GPT2Config, GPTNeoXConfig, LlamaConfig, MoEConfig, NemotronConfig, OPTConfig,
+            RWKVConfig,
         )  # fmt: skip
     },
 )

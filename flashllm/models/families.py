@@ -14,6 +14,7 @@ from .rwkv import RWKVModel
 MODELS: Registry[type[DecoderModel]] = Registry(
     "model family",
     {
+        "gpt2": OPTModel,  # the same pass; only config and tensors differ
         "gpt_neox": GPTNeoXModel,
         "llama": LlamaModel,
         "moe": MoEModel,

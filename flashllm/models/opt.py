@@ -1,4 +1,4 @@
-"""OPT (arXiv 2205.01068): learned positions, LayerNorm with bias, ReLU FFN of two matrices.
+"""OPT (arXiv 2205.01068) and GPT-2: learned positions, LayerNorm with bias, FFN of two matrices.
 
 `norm_before` false is the 350M variant (norms after the residual sums, no final norm), whose
 embedding width also differs from the hidden size and is projected in and out.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import numpy as np
 
 from .decoder import DecoderModel
-from .opt_config import POSITION_OFFSET
 
 
 class OPTModel(DecoderModel):
@@ -60,7 +59,7 @@ class OPTModel(DecoderModel):
             self.linear("project_in", embedded, x)
         else:
             np.copyto(x, embedded)
-        first = state.length + POSITION_OFFSET
+        first = state.length + self.config.position_offset
         self.embed("position", np.arange(first, first + n_tokens, dtype=np.int32), residual)
         x += residual
         for layer in range(c.n_layers):

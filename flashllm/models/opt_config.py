@@ -24,8 +24,6 @@ from .base import (
 )
 from .fields import MAX_CONTEXT, MAX_WIDTH, Fields, token_ids
 
-POSITION_OFFSET = 2  # row of the position table that belongs to position 0
-
 
 @dataclass(frozen=True, kw_only=True)
 class OPTConfig(ModelConfig):
@@ -33,6 +31,7 @@ class OPTConfig(ModelConfig):
 
     family: ClassVar[str] = "opt"
     model_types: ClassVar[tuple[str, ...]] = ("opt",)
+    position_offset: ClassVar[int] = 2  # row of the position table that belongs to position 0
 
     embed_size: int
     norm_before: bool
@@ -102,7 +101,7 @@ class OPTConfig(ModelConfig):
         h, e = self.hidden_size, self.embed_size
         head = ("lm_head.weight",)
         embedding = _names("embed_tokens.weight") + (head if self.tied else ())
-        positions = (self.n_context + POSITION_OFFSET, h)
+        positions = (self.n_context + self.position_offset, h)
         planes = [
             _rows("embed", TensorRole(embedding, (self.vocab_size, e)), self.tied),
             _rows("position", TensorRole(_names("embed_positions.weight"), positions), False),

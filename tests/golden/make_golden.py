@@ -20,6 +20,7 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
     MistralConfig,
@@ -59,6 +60,7 @@ OPT = dict(
     max_position_embeddings=62,
 )
 EXPERTS = dict(intermediate_size=10, moe_intermediate_size=10)
+GPT2 = dict(vocab_size=64, n_embd=40, n_layer=2, n_head=4, n_inner=38, n_positions=64)
 LLAMA3_ROPE = dict(
     rope_type="llama3",
     rope_theta=500.0,
@@ -168,6 +170,14 @@ VARIANTS = {
         "bfloat16",
         None,
     ),
+    "gpt2": (GPT2Config, dict(eos_token_id=2, bos_token_id=1), "bfloat16", None),
+    "gpt2-relu": (
+        GPT2Config,
+        dict(activation_function="relu", n_inner=None, n_layer=1, tie_word_embeddings=False,
+             eos_token_id=2, bos_token_id=1),
+        "float16",
+        "no-transformer-prefix",
+    ),
     "olmoe": (OlmoeConfig, dict(EXPERTS, num_experts=8, num_experts_per_tok=2), "bfloat16", None),
 }
 
@@ -207,6 +217,8 @@ def last_scalable(model):
     """Tensors whose scale is the scale of the logits and of nothing else."""
     if not model.config.tie_word_embeddings:
         return [model.get_output_embeddings().weight]
+    if hasattr(model, "transformer"):
+        return list(model.transformer.ln_f.parameters())
     decoder = getattr(model.model, "decoder", model.model)
     if getattr(decoder, "project_out", None) is not None:
         return [decoder.project_out.weight]
@@ -295,6 +307,9 @@ def write(model, dtype, folder, edit=None):
         # as one real checkpoint has it: the tied matrix under the head's name only
         tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
         save_file(tensors, weights, metadata={"format": "pt"})
+    elif edit == "no-transformer-prefix":
+        tensors = load_file(weights)
+        save_file({k.removeprefix("transformer."): v for k, v in tensors.items()}, weights)
     elif edit == "no-prefix":
         tensors = load_file(weights)
         save_file({k.removeprefix("model."): v for k, v in tensors.items()}, weights)
@@ -302,7 +317,8 @@ def write(model, dtype, folder, edit=None):
 
 def make(name, folder, seed):
     config_class, overrides, dtype, edit = VARIANTS[name]
-    config = config_class(**{**(OPT if config_class is OPTConfig else LLAMA), **overrides})
+    base = {OPTConfig: OPT, GPT2Config: GPT2}.get(config_class, LLAMA)
+    config = config_class(**{**base, **overrides})
     model, ids, logits = build(config, dtype, seed, edit)
     folder.mkdir(parents=True, exist_ok=True)
     write(model, dtype, folder, edit)
