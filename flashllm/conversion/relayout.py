@@ -16,13 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ..container import ContainerWriter, open_container
-from ..container.base import MAX_FRAME_BYTES
+from ..container import Container, ContainerWriter, open_container
+from ..container.base import MAX_FRAME_BYTES, PlaneShape
 from ..errors import UsageError
 from ..tracing import Trace, read_trace
 from ..tracing.order import order_for
 from .convert import CONVERTER_VERSION, neuron_order
 from .from_container import PlaneReader
+from .layout import ALIGNMENTS, MAX_WASTE, wasted_share
 from .source import gather
 
 WHOLE_BYTES = 32 * 2**20  # a plane up to this is turned in memory; a larger one block by block
@@ -85,7 +86,7 @@ def relayout(
             output,
             family=source.family,
             config=source.config,
-            alignment=source.alignment,
+            alignment=_alignment(source, sizes),
             source=source.digest,
             options=options,
             meta={**source.meta, "layout": {"trace": recorded.text, "of": source.digest}},
@@ -111,6 +112,17 @@ def relayout(
                 writer.add_blob(name, source.read_blob(name))
             digest = writer.commit()
     return RelayoutReport(str(output), digest, len(orders), sizes, time.monotonic() - started)
+
+
+def _alignment(source: Container, per_frame: dict[str, int]) -> int:
+    """That of the source, unless frames of the new sizes would waste too much on padding."""
+    shapes = [
+        PlaneShape(name, plane.kind, plane.n_items, per_frame.get(name, plane.per_frame),
+                   plane.codec, plane.pieces, plane.parts)
+        for name, plane in source.planes.items()
+    ]  # fmt: skip
+    wasteful = wasted_share(shapes, source.alignment) > MAX_WASTE
+    return min(source.alignment, ALIGNMENTS[-1]) if wasteful else source.alignment
 
 
 def _blocks(reader: PlaneReader, order: np.ndarray | None) -> Iterator[np.ndarray]:
