@@ -1,0 +1,45 @@
+"""The page of promises names tests that exist, and no promise is without one."""
+
+from __future__ import annotations
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PAGES = {"PROMISES.md": HERE.parent / "docs/PROMISES.md"}
+LINK = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
+PROMISES = [*range(1, 15), 21]
+
+
+def links(page: str) -> list[tuple[str, str]]:
+    found = LINK.findall(PAGES[page].read_text())
+    assert found, f"{page} names no test"
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_is_a_test(page):
+    tests: dict[str, set[str]] = {}
+    for file, name in links(page):
+        if file not in tests:
+            tree = ast.parse((HERE / file).read_text())
+            tests[file] = {n.name for n in ast.walk(tree) if isinstance(n, ast.FunctionDef)}
+        assert name in tests[file], f"{page}: {file}::{name}"
+
+
+def test_a_missing_test_would_be_seen(tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    page.write_text("`test_promises.py::test_that_nobody_wrote`")
+    monkeypatch.setitem(PAGES, "PROMISES.md", page)
+    with pytest.raises(AssertionError, match="nobody_wrote"):
+        test_every_link_is_a_test("PROMISES.md")
+
+
+@pytest.mark.parametrize("number", PROMISES)
+def test_every_promise_has_a_test(number):
+    text = PAGES["PROMISES.md"].read_text()
+    part = re.search(rf"^\*\*P{number}\. .*?(?=^\*\*P|^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert part and LINK.search(part[0]), f"P{number}"
