@@ -42,6 +42,7 @@ class LlamaModel(DecoderModel):
             "decided": ffn,
             "gathered": ffn,
             "up": ffn,
+            "gate_up": 2 * ffn if config.gated and not config.sparse else 0,
         }
 
     @classmethod

@@ -24,6 +24,7 @@ class MoEModel(LlamaModel):
             "decided": ffn,
             "gathered": ffn,
             "up": ffn,
+            "gate_up": 2 * ffn,
             "scores": config.n_experts + 1,
             "expert_in": h,
             "expert_out": h,
