@@ -120,6 +120,8 @@ def test_interrupt_ends_with_130():
         [sys.executable, "-m", "flashllm", "generate", bundled_model(), "--prompt", "The sea",
          "--max-tokens", "500", "--ignore-eos", "--kernels", "reference"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs inherit SIGINT ignored; here it must arrive.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     child.stdout.read(1)  # it is generating
     child.send_signal(signal.SIGINT)

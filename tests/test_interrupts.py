@@ -31,6 +31,14 @@ def model(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture(autouse=True)
+def deliver_sigint():
+    """Jobs put into the background by a shell inherit SIGINT ignored; here it must arrive."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_when(condition) -> tuple[threading.Thread, list[float]]:
     """A thread that raises SIGINT in this process once `condition()` holds; when it did so."""
     sent = []
@@ -103,8 +111,9 @@ def test_in_convert_leaves_nothing_under_the_final_name(tmp_path):
         f"inflate({str(GOLDEN / 'llama-relu')!r}, {str(out)!r}, size_bytes=2**29, progress=told)"
     )
     child = subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )  # fmt: skip
     child.stdout.read(1)
     sent = time.monotonic()
     child.send_signal(signal.SIGINT)

@@ -206,8 +206,9 @@ def test_a_group_lowered_by_30_percent_mid_generation(tmp_path):
     from flashllm.probe.cgroup import MemoryGroup
 
     path = tmp_path / "m.flash"
-    inflate(GOLDEN / "llama-relu", path, size_bytes=128 * MIB)
-    before, after = 100 * MIB, 70 * MIB
+    inflate(GOLDEN / "llama-relu", path, size_bytes=192 * MIB)
+    # Library pages that others touched first are not charged here: some 30 MiB of the budget.
+    before, after = 160 * MIB, 112 * MIB
     with MemoryGroup(before, name="flashllm-test-resize") as group:
         command = [sys.executable, "-c", CHILD, str(path), str(before), str(after)]
         child = group.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
