@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-PAGES = {"PROMISES.md": HERE.parent / "docs/PROMISES.md"}
+PAGES = {"PROMISES.md": HERE.parent / "docs/PROMISES.md", "MUTATIONS.md": HERE / "MUTATIONS.md"}
 LINK = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 PROMISES = [*range(1, 15), 21]
 

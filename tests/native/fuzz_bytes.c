@@ -1,0 +1,165 @@
+/* Random bytes and random numbers into what takes them from a file: checksum, planes, reader.
+ *
+ * Every buffer is allocated at its exact size, so that the address sanitizer sees one byte too many;
+ * extents are random, most of them impossible.  What is accepted must bring the file's bytes, what
+ * reaches beyond the file must fail as such.  Usage: fuzz_bytes <file> <rounds> <seed>
+ */
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "fl_planes.h"
+#include "fl_reader.h"
+#include "fl_xxh64.h"
+
+enum { SIZE = 200003, MAX_EXTENTS = 6 };
+
+static uint64_t state;
+static uint8_t content[SIZE];
+
+static uint64_t next_word(void)
+{
+    state ^= state << 13;
+    state ^= state >> 7;
+    state ^= state << 17;
+    return state;
+}
+
+static uint64_t below(uint64_t n) { return next_word() % n; }
+
+static void must(int good, const char *what)
+{
+    if (good) return;
+    printf("broken: %s\n", what);
+    exit(1);
+}
+
+static uint8_t *exact(size_t n)
+{
+    uint8_t *p = malloc(n ? n : 1);
+    for (size_t i = 0; i < n; i++) p[i] = (uint8_t)next_word();
+    return p;
+}
+
+static void checksum(void)
+{
+    const size_t n = below(300), shift = below(9);
+    uint8_t *moved = malloc(n + shift + 1), *data = exact(n);
+    const uint64_t seed = next_word();
+    memcpy(moved + shift, data, n);
+    const uint64_t digest = fl_xxh64(data, n, seed);
+    must(digest == fl_xxh64(moved + shift, n, seed), "a digest depends on where the bytes lie");
+    must(digest != fl_xxh64(data, n, seed + 1), "a digest does not depend on its seed");
+    if (n) {
+        data[below(n)] ^= (uint8_t)(1 + below(255));
+        must(digest != fl_xxh64(data, n, seed), "a digest does not depend on a byte");
+    }
+    free(moved);
+    free(data);
+}
+
+static void planes(void)
+{
+    const size_t n = below(200);
+    uint8_t *values = exact(2 * n), *high = exact(n), *low = exact(n), *back = exact(2 * n);
+    fl_planes_split16(values, n, high, low);
+    fl_planes_join16(high, low, n, back);
+    must(memcmp(values, back, 2 * n) == 0, "planes do not come back");
+    free(values), free(high), free(low), free(back);
+}
+
+/* Mostly small, sometimes one of the numbers that overflow. */
+static int64_t wild(int64_t usual)
+{
+    static const int64_t odd[] = {0, -1, 1, SIZE - 1, SIZE, SIZE + 1, 1ll << 31, 1ll << 32,
+                                  INT64_MAX, INT64_MAX - 1, INT64_MIN, INT64_MAX - (1 << 20)};
+    return below(4) ? (int64_t)below((uint64_t)usual) : odd[below(sizeof odd / sizeof *odd)];
+}
+
+/* One batch; `tame` makes its numbers consistent, so that reading itself is reached. */
+static void batch(fl_reader *r, int tame)
+{
+    const size_t n = 1 + below(MAX_EXTENTS);
+    /* The arrays end where they say, too. */
+    int64_t *iov_length = malloc(n * 8), *check_length = malloc(n * 8);
+    uint64_t *address = malloc(n * 8), *seed = malloc(n * 8), *digest = malloc(n * 8);
+    int64_t offset[MAX_EXTENTS], length[MAX_EXTENTS];
+    int32_t starts[MAX_EXTENTS + 1], checks[MAX_EXTENTS + 1];
+    uint8_t *memory[MAX_EXTENTS];
+    int64_t room[MAX_EXTENTS];
+    int flipped[MAX_EXTENTS];
+
+    starts[0] = checks[0] = 0;
+    for (size_t e = 0; e < n; e++) {
+        offset[e] = tame ? (int64_t)below(SIZE) : wild(SIZE);
+        length[e] = tame ? 1 + (int64_t)below(5000) : wild(5000);
+        room[e] = length[e] > 0 && length[e] < 100000 ? length[e] : 1;
+        memory[e] = exact((size_t)room[e]);
+        address[e] = (uintptr_t)memory[e];
+        iov_length[e] = tame || below(3) ? length[e] : wild(5000);
+        /* What is accepted is written: lengths beyond the room would be this harness's own fault. */
+        if (length[e] != room[e]) iov_length[e] = 0;
+        starts[e + 1] = tame || below(5) ? (int32_t)(e + 1) : (int32_t)wild(MAX_EXTENTS + 3);
+        /* Beyond the end or before the start: another extent's memory would be a race of ours. */
+        checks[e + 1] = tame || below(9) ? (int32_t)(e + 1)
+                        : below(2)       ? (int32_t)(n + 1 + below(3))
+                                         : -(int32_t)below(3) - 1;
+        check_length[e] = tame || below(5) ? room[e] : -1;
+        seed[e] = next_word();
+        const int inside = offset[e] >= 0 && length[e] > 0 && offset[e] <= SIZE - room[e];
+        digest[e] = inside ? fl_xxh64(content + offset[e], (size_t)room[e], seed[e]) : 0;
+        flipped[e] = below(8) == 0;
+        digest[e] ^= (uint64_t)flipped[e];
+    }
+    const fl_batch b = {n, n, n, offset, length, starts, address, iov_length, checks, address,
+                        check_length, seed, digest};
+    fl_ticket *ticket = NULL;
+    fl_failure failure = {0};
+    const int status = fl_reader_submit(r, &b, &ticket, &failure);
+    must(status == FL_READ_OK || status == FL_REFUSED, "neither taken nor refused");
+    must(!(tame && status == FL_REFUSED), "a good batch is refused");
+    if (status == FL_READ_OK) {
+        const int64_t upto = (int64_t)below(n + 1);
+        int came;
+        do came = fl_ticket_wait(ticket, upto, 1000000000, &failure); while (came == FL_TIMEOUT);
+        const int64_t done = came == FL_READ_OK ? upto : failure.extent;
+        for (int64_t e = 0; e < done; e++) {
+            must(!flipped[e], "a wrong digest is accepted");
+            must(memcmp(memory[e], content + offset[e], (size_t)length[e]) == 0, "other bytes");
+        }
+        if (came != FL_READ_OK) {
+            const int64_t e = failure.extent;
+            const int ends = offset[e] > SIZE - length[e];
+            must(came == (ends ? FL_FAIL_END : FL_FAIL_CHECK), "another failure than was made");
+        }
+        fl_ticket_free(ticket);
+    }
+    for (size_t e = 0; e < n; e++) free(memory[e]);
+    free(iov_length), free(check_length), free(address), free(seed), free(digest);
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 4) return 2;
+    const long rounds = atol(argv[2]);
+    state = strtoull(argv[3], NULL, 10) * 2 + 1;
+    for (size_t i = 0; i < SIZE; i++) content[i] = (uint8_t)next_word();
+    int fd = open(argv[1], O_CREAT | O_TRUNC | O_RDWR, 0600);
+    must(fd >= 0 && write(fd, content, SIZE) == SIZE, "cannot write the file");
+    close(fd);
+    for (int mode = FL_PREAD; mode <= FL_MMAP; mode++) {
+        int error = 0;
+        fl_reader *r = fl_reader_open(open(argv[1], O_RDONLY), mode, SIZE, 3, 1, 1, &error);
+        must(r != NULL, "cannot open");
+        for (long i = 0; i < rounds; i++) {
+            checksum();
+            planes();
+            batch(r, i % 2 == 0);
+        }
+        fl_reader_free(r);
+    }
+    printf("%ld rounds\n", rounds);
+    return 0;
+}
