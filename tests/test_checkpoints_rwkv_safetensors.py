@@ -56,7 +56,7 @@ def test_the_same_model_as_its_rwkv_cpp_file(tmp_path, version):
             part = b.rows(name, n // 3, n - 1)
             np.testing.assert_array_equal(part, b.rows(name, 0, n)[n // 3 : -1])
     convert(tmp_path / "m.safetensors", tmp_path / "m.flash")
-    with LLM(str(tmp_path / "m.flash"), ram_budget="300MiB") as llm:
+    with LLM(str(tmp_path / "m.flash"), ram_budget="2GiB") as llm:
         found = llm.logits(IDS)
         assert llm.encode("in") == [105, 110]
     assert np.abs(found - oracle(tensors, number, IDS)).max() <= 1e-4

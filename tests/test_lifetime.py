@@ -28,7 +28,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def expected(model):
-    with LLM(model, ram_budget="300MiB") as llm:
+    with LLM(model, ram_budget="2GiB") as llm:
         return llm.generate(IDS, max_tokens=12, temperature=0, ignore_eos=True).tokens
 
 
@@ -41,7 +41,7 @@ MODEL, PIN = sys.argv[1], sys.argv[2] == "kept"
 ASK = dict(max_tokens=12, temperature=0, ignore_eos=True)
 
 def opened():
-    return LLM(MODEL, ram_budget="300MiB", pin=PIN, num_threads=2)
+    return LLM(MODEL, ram_budget="2GiB", pin=PIN, num_threads=2)
 
 def tokens(llm):
     return llm.generate([1, 5, 9], **ASK).tokens
@@ -147,7 +147,7 @@ if __name__ == "__main__":
 
 def test_eight_threads_on_one_handle_get_an_answer_or_busy(model, expected):
     answers, busy, wrong = [], [], []
-    with LLM(model, ram_budget="300MiB", pin=False) as llm:
+    with LLM(model, ram_budget="2GiB", pin=False) as llm:
         start = threading.Barrier(8)
 
         def ask() -> None:
@@ -168,7 +168,7 @@ def test_eight_handles_on_eight_threads(model, expected):
     answers = []
 
     def ask() -> None:
-        with LLM(model, ram_budget="300MiB", pin=False, io_depth=2, num_threads=1) as llm:
+        with LLM(model, ram_budget="2GiB", pin=False, io_depth=2, num_threads=1) as llm:
             result = llm.generate(IDS, max_tokens=12, temperature=0, ignore_eos=True)
             answers.append(result.tokens)
 
@@ -220,7 +220,7 @@ def test_the_interpreter_ends_cleanly(model, ending):
 
 
 def test_a_dropped_stream_frees_the_handle(model, expected):
-    with LLM(model, ram_budget="300MiB", pin=False, debug=True) as llm:
+    with LLM(model, ram_budget="2GiB", pin=False, debug=True) as llm:
         stream = llm.stream(IDS, max_tokens=12, temperature=0, ignore_eos=True)
         next(stream)
         with pytest.raises(FlashError):

@@ -151,7 +151,7 @@ def test_kernels_agree_with_the_reference(paths, resident, monkeypatch):
 @pytest.fixture
 def parts(paths):
     with ExitStack() as stack:
-        parts = open_parts(paths["raw"], stack, ram_budget="400MiB", pin=False, n_context=32)
+        parts = open_parts(paths["raw"], stack, ram_budget="2GiB", pin=False, n_context=32)
         parts.store.load()
         yield parts
 
@@ -178,7 +178,7 @@ def test_a_token_reads_its_experts_and_no_other(parts):
 def test_a_chunk_asks_for_each_expert_once_and_leaves_the_cache_alone(paths, monkeypatch):
     asked = []
     with ExitStack() as stack:
-        parts = open_parts(paths["raw"], stack, ram_budget="400MiB", n_context=32)
+        parts = open_parts(paths["raw"], stack, ram_budget="2GiB", n_context=32)
         parts.store.load()
         acquire = parts.store.acquire
 
@@ -208,7 +208,7 @@ def test_an_expert_never_chosen_is_never_asked_for(tmp_path, monkeypatch):
         return acquire(self, plane, ids)
 
     monkeypatch.setattr(WeightStore, "acquire", recorded)
-    with LLM(str(path), ram_budget="400MiB") as llm:
+    with LLM(str(path), ram_budget="2GiB") as llm:
         llm.logits(np.load(variant / "ids.npy").ravel())
     assert asked == set(range(7))  # of eight
 
@@ -247,7 +247,7 @@ def test_a_container_converts_again_to_the_same_planes(paths, tmp_path):
     with open_container(again) as a, open_container(paths["raw"]) as b:
         for name, plane in b.planes.items():
             np.testing.assert_array_equal(a.planes[name].stored, plane.stored)
-    with LLM(str(again), ram_budget="400MiB") as x, LLM(paths["raw"], ram_budget="400MiB") as y:
+    with LLM(str(again), ram_budget="2GiB") as x, LLM(paths["raw"], ram_budget="2GiB") as y:
         np.testing.assert_array_equal(x.logits([1, 2, 3]), y.logits([1, 2, 3]))
 
 

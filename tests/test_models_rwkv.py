@@ -14,7 +14,7 @@ from flashllm import LLM, convert
 from .rwkv_models import VERSIONS, VOCAB, exported, official, oracle, written
 
 DATA = Path(os.environ.get("FLASHLLM_DATA", Path(__file__).parents[2] / "shared" / "data")) / "rwkv"
-BUDGET = "300MiB"
+BUDGET = "2GiB"
 IDS = [int(i) for i in np.random.default_rng(3).integers(0, VOCAB, 23)]
 
 

@@ -94,7 +94,7 @@ def test_what_is_allocated_is_what_was_counted(tmp_path, variant):
 
     from . import tiny
 
-    with LLM(str(tiny.container(tmp_path, variant)), ram_budget="300MiB") as llm:
+    with LLM(str(tiny.container(tmp_path, variant)), ram_budget="2GiB") as llm:
         widths = llm.model.scratch_widths(llm.config)
         assert Scratch.bytes_needed(widths, llm.plan.chunk) == llm.model.scratch.n_bytes
         held = sum(a.nbytes for a in (*llm._engine.state.keys, *llm._engine.state.values))

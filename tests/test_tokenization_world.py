@@ -83,7 +83,7 @@ def test_hostile_vocabularies(raw):
 
 def test_a_model_of_256_tokens_speaks_bytes(tmp_path):
     convert(written(tmp_path / "m.bin", exported(official("4"), "4")), tmp_path / "m.flash")
-    with LLM(str(tmp_path / "m.flash"), ram_budget="300MiB") as llm:
+    with LLM(str(tmp_path / "m.flash"), ram_budget="2GiB") as llm:
         assert llm.encode('"in é') == list('"in é'.encode())
         np.testing.assert_array_equal(llm.logits(llm.encode('"in')), llm.logits([34, 105, 110]))
         text = llm.generate("abc", max_tokens=8, temperature=0.0, ignore_eos=True)
@@ -96,7 +96,7 @@ def test_a_tokenizer_given_to_convert(tmp_path):
     source = written(tmp_path / "m.bin", exported(official("4"), "4"))
     (tmp_path / "vocab.txt").write_bytes(vocabulary())
     convert(source, tmp_path / "m.flash", tokenizer=tmp_path / "vocab.txt")
-    with LLM(str(tmp_path / "m.flash"), ram_budget="300MiB") as llm:
+    with LLM(str(tmp_path / "m.flash"), ram_budget="2GiB") as llm:
         assert llm.encode("there") == [TOKENS[b"there"]]
     (tmp_path / "bad").write_bytes(b"PK\x03\x04")
     with pytest.raises(CheckpointError, match="World"):
