@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from flashllm.errors import UnsupportedError
 from flashllm.probe.cgroup import Charges, MemoryGroup
-from flashllm.units import MIB
+from flashllm.stress.confine import can_confine
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
 from cold import evict, n_resident_pages  # noqa: E402
@@ -35,16 +34,8 @@ class Run:
         return json.loads(self.out)
 
 
-def why_no_groups() -> str | None:
-    """None where memory cgroups can be made, else the reason."""
-    try:
-        with MemoryGroup(64 * MIB, name="flashllm-test-probe"):
-            return None
-    except UnsupportedError as error:
-        return str(error)
-
-
-needs_cgroup = pytest.mark.skipif(why_no_groups() is not None, reason=str(why_no_groups()))
+_why_not = can_confine()
+needs_cgroup = pytest.mark.skipif(_why_not is not None, reason=str(_why_not))
 
 
 def generate(

@@ -163,8 +163,8 @@ class DecoderModel(ABC):
             self.kernels.dot_range(
                 self.activations, lease.addresses, view, lease.start, lease.stop, out
             )
-        if bias is not None and bias in self.vectors:
-            out += self.vectors[bias]
+        if bias is not None:
+            self._add_bias(bias, out)
 
     def attend(
         self,
@@ -235,16 +235,17 @@ class DecoderModel(ABC):
         out.fill(0.0)
         rows = self._gate_up_rows(prefix + plane) if first == "gate" else None
         for lease in self.store.scan(prefix + plane):
-            ids = np.arange(lease.start, lease.stop, dtype=np.int32)
             up = None
             if rows is not None:
-                pre, up = self._paired_dots(rows, prefix, lease, n_tokens)
+                pre, up = self._paired_dots(rows, lease, n_tokens)
             else:
-                pre = self._bundle_dots(
-                    views[first], prefix + first, lease, ids, "decided", n_tokens
-                )
+                ids = np.arange(lease.start, lease.stop, dtype=np.int32)
+                pre = self._bundle_dots(views[first], lease, ids, "decided", n_tokens)
                 if first == "gate":
-                    up = self._bundle_dots(views["up"], prefix + "up", lease, ids, "up", n_tokens)
+                    up = self._bundle_dots(views["up"], lease, ids, "up", n_tokens)
+            self._add_bias(f"{prefix}{first}.bias", pre, lease.start, lease.stop)
+            if up is not None:
+                self._add_bias(prefix + "up.bias", up, lease.start, lease.stop)
             kernels.activate(self.config.activation, pre, up, pre)
             kernels.accumulate_range(
                 pre, lease.addresses, views["down"], lease.start, lease.stop, out
@@ -272,7 +273,7 @@ class DecoderModel(ABC):
                 self._paired[plane] = None
         return self._paired[plane]
 
-    def _paired_dots(self, rows, prefix, lease, n_tokens) -> tuple[np.ndarray, np.ndarray]:
+    def _paired_dots(self, rows, lease, n_tokens) -> tuple[np.ndarray, np.ndarray]:
         view, ids = rows
         n = lease.stop - lease.start
         both = self.scratch.view("gate_up", n_tokens, 2 * n)
@@ -281,24 +282,20 @@ class DecoderModel(ABC):
         pre, up = (self.scratch.view(name, n_tokens, n) for name in ("decided", "up"))
         np.copyto(pre, both[:, 0::2])
         np.copyto(up, both[:, 1::2])
-        for name, values in (("gate", pre), ("up", up)):
-            bias = self.vectors.get(f"{prefix}{name}.bias")
-            if bias is not None:
-                values += bias[lease.start : lease.stop]
         return pre, up
 
-    def _bundle_dots(self, view, name, lease, ids, buffer, n_tokens) -> np.ndarray:
+    def _bundle_dots(self, view, lease, ids, buffer, n_tokens) -> np.ndarray:
         pre = self.scratch.view(buffer, n_tokens, ids.size)
         self.kernels.dot_ids(self.activations, lease.addresses, view, ids, pre)
-        bias = self.vectors.get(f"{name}.bias")
-        if bias is not None:
-            pre += bias[lease.start : lease.stop]
         return pre
 
-    def _add_bias(self, name: str, out: np.ndarray) -> None:
+    def _add_bias(
+        self, name: str, out: np.ndarray, start: int = 0, stop: int | None = None
+    ) -> None:
+        """Add items start .. stop - 1 of the vector `name` to every row, if there is one."""
         bias = self.vectors.get(name)
         if bias is not None:
-            out += bias
+            out += bias[start:stop]
 
     def _count(self, layer: int, decided: np.ndarray, n_active: int) -> None:
         per_token = n_active if decided.shape[0] == 1 else int(np.count_nonzero(decided > 0))
