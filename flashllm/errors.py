@@ -95,6 +95,14 @@ class ChecksumError(FormatError):
         super().__init__(path, where, f"checksum {expected:016x}", f"{found:016x}")
 
 
+class FitMismatchError(FormatError):
+    """A .fit file was fitted to another container than the one it lies beside."""
+
+    def __init__(self, path: object, fitted_to: str, container: str):
+        self.fitted_to, self.container = fitted_to, container
+        super().__init__(path, "model", f"a fit to container {container}", f"one to {fitted_to}")
+
+
 class CodecError(FormatError):
     """Stored bytes do not decode to exactly the promised size."""
 
