@@ -2,9 +2,10 @@
 
     x float32[hidden_size]  ->  ids int32[k], ascending, distinct, each in 0..n_bundles - 1
 
-`x` is the normed input of the layer's FFN (what the observer of models/decoder.py sees), ids are the
-layer's bundles in the container's order.  A predictor refuses to know what is cached, what a read
-costs and whether its answer decides the result (approximate mode) or only what is fetched early.
+`x` is the normed input of the layer's FFN (what the observer of models/decoder.py sees), ids are
+the layer's bundles in the container's order.  A predictor refuses to know what is cached, what a
+read costs and whether its answer decides the result (approximate mode) or only what is fetched
+early.
 
 What stays true:
 - `predict` changes nothing: the same x after the same `observe` calls gives the same ids, whatever
@@ -12,8 +13,8 @@ What stays true:
 - `observe(ids)` says what the token that was predicted last truly used (or was computed with, where
   nobody knows the truth), once per token and in order; kinds without a memory ignore it.  `reset`
   forgets: a new sequence begins.
-- `resident_bytes` is everything it keeps in memory, weights and scratch, from the moment it is made;
-  it does not grow afterwards, so that the ledger can charge it before.
+- `resident_bytes` is everything it keeps in memory, weights and scratch, from the moment it is
+  made; it does not grow afterwards, so that the ledger can charge it before.
 - One predictor serves one sequence at a time, from one thread.
 
 Predictors that were fitted to a container come from a `.fit` file (FIT.md): `open_fit(path)` in
