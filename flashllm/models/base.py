@@ -17,7 +17,15 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar
 
 from ..errors import FormatError, UnsupportedError
-from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_VOCAB, MAX_WIDTH, Fields
+from .fields import (
+    MAX_CONTEXT,
+    MAX_HEADS,
+    MAX_LAYERS,
+    MAX_VOCAB,
+    MAX_WIDTH,
+    Fields,
+    token_ids,
+)
 
 # Activations by their canonical names, and the spellings found in configs.
 ACTIVATIONS = {
@@ -120,9 +128,13 @@ class Roles:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ABC):
-    """What every family's config has.  Sizes are counts; `eos_ids` may be empty, `bos_id` None."""
+    """What every family's config has.  Sizes are counts; `eos_ids` may be empty, `bos_id` None.
+
+    `family` is the name a container carries, `model_types` are those of config.json it serves.
+    """
 
     family: ClassVar[str]
+    model_types: ClassVar[tuple[str, ...]]
 
     model_type: str
     vocab_size: int
@@ -146,13 +158,22 @@ class ModelConfig(ABC):
         return self.activation in SPARSE_ACTIVATIONS
 
     @classmethod
-    @abstractmethod
     def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> ModelConfig:
         """The config from a checkpoint's config.json.
 
         CheckpointError for what cannot be read, UnsupportedError (naming it) for what this family
         does not compute; doubtful but usable settings are appended to `warnings`.
         """
+        notes: list[str] = []
+        config = cls(**cls.values_from_hf(Fields(raw), notes))
+        if warnings is not None:
+            warnings.extend(notes)
+        return config
+
+    @classmethod
+    @abstractmethod
+    def values_from_hf(cls, source: Fields, notes: list[str]) -> dict[str, Any]:
+        """The fields by name, out of config.json; a family that widens another adds to its."""
 
     @abstractmethod
     def roles(self) -> Roles:
@@ -163,24 +184,26 @@ class ModelConfig(ABC):
         return asdict(self)
 
     @classmethod
-    @abstractmethod
     def from_dict(
         cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
     ) -> ModelConfig:
         """The inverse of to_dict for a dictionary from a file: unknown keys, missing keys, wrong
         types and wild numbers raise `error` with `path`."""
+        source = Fields(raw, path, error)
+        known = {f.name for f in fields(cls)}
+        for key in sorted(map(str, source.raw.keys() - known)):
+            raise source.fail(key, "a known key", "an unknown one")
+        for key in sorted(known - source.raw.keys()):
+            raise source.fail(key, "a value", "nothing")
+        return cls(**cls.values_from_dict(source))
+
+    @classmethod
+    @abstractmethod
+    def values_from_dict(cls, source: Fields) -> dict[str, Any]:
+        """The fields by name, out of our own dictionary, which has all of them and no others."""
 
 
-def known_keys_only(cls: type, source: Fields) -> None:
-    """Raises unless `source` has exactly the fields of the dataclass `cls`."""
-    known = {f.name for f in fields(cls)}
-    for key in sorted(map(str, source.raw.keys() - known)):
-        raise source.fail(key, "a known key", "an unknown one")
-    for key in sorted(known - source.raw.keys()):
-        raise source.fail(key, "a value", "nothing")
-
-
-def common_from_dict(source: Fields) -> dict[str, Any]:
+def common_from_dict(source: Fields, model_types: tuple[str, ...]) -> dict[str, Any]:
     """The fields of ModelConfig from our own dictionary, checked one by one and together."""
     vocab_size = source.integer("vocab_size", 1, MAX_VOCAB)
     values = {
@@ -202,8 +225,18 @@ def common_from_dict(source: Fields) -> dict[str, Any]:
     }
     if values["activation"] not in ACTIVATIONS:
         raise source.fail("activation", " or ".join(ACTIVATIONS), values["activation"])
+    if values["model_type"] not in model_types:
+        raise source.fail("model_type", " or ".join(model_types), values["model_type"])
     check_heads(source, values["n_heads"], values["n_kv_heads"])
     return values
+
+
+def check_plain(source: Fields, values: dict[str, Any]) -> None:
+    """Raises unless heads share out the hidden size, each with its own key, and no FFN is gated."""
+    if values["n_heads"] * values["head_dim"] != values["hidden_size"]:
+        raise source.fail("head_dim", "hidden_size / n_heads", values["head_dim"])
+    if values["gated"] or values["n_kv_heads"] != values["n_heads"]:
+        raise source.fail("config", "an ungated FFN and a key head per head", "otherwise")
 
 
 def check_heads(source: Fields, n_heads: int, n_kv_heads: int) -> None:
@@ -219,3 +252,43 @@ def hf_sizes(source: Fields) -> tuple[int, int, int, int]:
         source.integer("num_hidden_layers", 1, MAX_LAYERS),
         source.integer("num_attention_heads", 1, MAX_HEADS),
     )
+
+
+def hf_head_dim(source: Fields, hidden_size: int, n_heads: int, key: str = "hidden_size") -> int:
+    """The dimensions of a head where all of them share out the hidden size, spelled `key`."""
+    if hidden_size % n_heads:
+        raise source.fail(key, f"a multiple of {n_heads} heads", hidden_size)
+    return hidden_size // n_heads
+
+
+def hf_ends(source: Fields, vocab_size: int, notes: list[str]) -> dict[str, Any]:
+    """`bos_id` and `eos_ids`; a config need not have a beginning, and should have an end."""
+    bos_ids, bos_notes = token_ids(source, "bos_token_id", vocab_size)
+    eos_ids, eos_notes = token_ids(source, "eos_token_id", vocab_size)
+    notes += (bos_notes if source.get("bos_token_id") is not None else []) + eos_notes
+    return {"bos_id": bos_ids[0] if bos_ids else None, "eos_ids": eos_ids}
+
+
+def rows(
+    name: str, tensor: TensorRole, use: str = "dense", *, keeps_type: bool = False
+) -> PlaneRole:
+    """The plane of one matrix."""
+    return PlaneRole(name, "rows", use, (("row", tensor),), keeps_type)
+
+
+def ffn_planes(
+    layer: str, pieces: tuple[tuple[str, TensorRole], ...], *, sparse: bool
+) -> list[PlaneRole]:
+    """A layer's FFN: `pieces` are (gate,) up, down; where it is sparse the first one decides."""
+    if not sparse:
+        return [PlaneRole(f"{layer}.ffn", "bundles", "dense", pieces)]
+    (_, deciding), *others = pieces
+    return [
+        rows(f"{layer}.deciding", deciding, "deciding"),
+        PlaneRole(f"{layer}.ffn", "bundles", "sparse", tuple(others)),
+    ]
+
+
+def affine_norm(ours: str, weight: TensorRole, bias: TensorRole) -> list[VectorRole]:
+    """The vectors of a LayerNorm."""
+    return [VectorRole(f"{ours}.weight", (weight,)), VectorRole(f"{ours}.bias", (bias,))]

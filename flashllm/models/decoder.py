@@ -78,9 +78,11 @@ class DecoderModel(ABC):
     def widest_input(cls, config) -> int:
         """Columns of the widest matrix, which the prepared activations must hold."""
 
-    @abstractmethod
     def layer_planes(self, layer: int) -> tuple[str, ...]:
         """Planes of one layer in the order in which `forward` walks them."""
+        prefix = f"layers.{layer}."
+        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
+        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
 
     @abstractmethod
     def _hidden(self, ids: np.ndarray, state: SequenceState) -> np.ndarray:
@@ -165,6 +167,11 @@ class DecoderModel(ABC):
             )
         if bias is not None:
             self._add_bias(bias, out)
+
+    def layer_norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
+        """LayerNorm of every row of `x` with the weight and bias of `name`."""
+        weight, bias = self.vectors[name + ".weight"], self.vectors[name + ".bias"]
+        self.kernels.layer_norm(x, weight, bias, self.config.norm_eps, out)
 
     def attend(
         self,

@@ -33,22 +33,17 @@ class GPTNeoXModel(DecoderModel):
     def widest_input(cls, config) -> int:
         return config.hidden_size
 
-    def layer_planes(self, layer: int) -> tuple[str, ...]:
-        prefix = f"layers.{layer}."
-        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
-        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
-
     def _hidden(self, ids: np.ndarray, state) -> np.ndarray:
         names = ("x", "normed", "residual", "attended")
         x, normed, residual, attended = (self.scratch.view(name, ids.size) for name in names)
         self.embed("embed", ids, x)
         for layer in range(self.config.n_layers):
             prefix = f"layers.{layer}."
-            self._norm(x, prefix + "attn_norm", normed)
+            self.layer_norm(x, prefix + "attn_norm", normed)
             self._attention(layer, normed, state, attended)
             if not self.config.parallel:
                 x += attended
-            self._norm(x, prefix + "ffn_norm", normed)
+            self.layer_norm(x, prefix + "ffn_norm", normed)
             self.ffn(layer, normed, residual)
             if self.config.parallel:
                 residual += attended
@@ -71,11 +66,7 @@ class GPTNeoXModel(DecoderModel):
         self.attend(layer, q, k, by_head[:, :, 2], state, heads, scale=c.head_dim**-0.5)
         self.linear(prefix + "o", heads, out, bias=prefix + "o.bias")
 
-    def _norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
-        weight, bias = self.vectors[name + ".weight"], self.vectors[name + ".bias"]
-        self.kernels.layer_norm(x, weight, bias, self.config.norm_eps, out)
-
     def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
         normed = self.scratch.view("normed", hidden.shape[0])
-        self._norm(hidden, "final_norm", normed)
+        self.layer_norm(hidden, "final_norm", normed)
         self.linear(self.head_plane, normed, out)

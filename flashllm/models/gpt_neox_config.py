@@ -8,9 +8,8 @@ attention and FFN side by side: both read the layer's input and are added to it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..errors import FormatError
 from .base import (
     ModelConfig,
     PlaneRole,
@@ -18,11 +17,16 @@ from .base import (
     TensorRole,
     VectorRole,
     activation_name,
+    affine_norm,
+    check_plain,
     common_from_dict,
+    ffn_planes,
+    hf_ends,
+    hf_head_dim,
     hf_sizes,
-    known_keys_only,
+    rows,
 )
-from .fields import MAX_CONTEXT, MAX_WIDTH, Fields, token_ids
+from .fields import MAX_CONTEXT, MAX_WIDTH, Fields
 from .rope import Rope, rope_from_dict, rope_from_hf
 
 
@@ -38,86 +42,67 @@ class GPTNeoXConfig(ModelConfig):
     bias: bool
 
     @classmethod
-    def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> GPTNeoXConfig:
-        source = Fields(raw)
+    def values_from_hf(cls, source: Fields, notes: list[str]) -> dict[str, Any]:
         vocab_size, hidden_size, n_layers, n_heads = hf_sizes(source)
-        if hidden_size % n_heads:
-            raise source.fail("hidden_size", f"a multiple of {n_heads} heads", hidden_size)
+        head_dim = hf_head_dim(source, hidden_size, n_heads)
         n_context = source.integer("max_position_embeddings", 1, MAX_CONTEXT, 2048)
-        bos_ids, _ = token_ids(source, "bos_token_id", vocab_size)
-        eos_ids, notes = token_ids(source, "eos_token_id", vocab_size)
-        if warnings is not None:
-            warnings.extend(notes)
-        return cls(
-            model_type=source.text("model_type"),
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=source.integer("intermediate_size", 1, MAX_WIDTH),
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=n_heads,
-            head_dim=hidden_size // n_heads,
-            n_context=n_context,
-            norm_eps=source.number("layer_norm_eps", 0.0, 1.0, 1e-5),
-            activation=activation_name(source.text("hidden_act", "gelu")),
-            gated=False,
-            tied=source.flag("tie_word_embeddings", False),
-            bos_id=bos_ids[0] if bos_ids else None,
-            eos_ids=eos_ids,
-            rope=rope_from_hf(_newer_spelling(source), hidden_size // n_heads, n_context),
-            parallel=source.flag("use_parallel_residual", True),
-            bias=source.flag("attention_bias", True),
-        )
+        return {
+            "model_type": source.text("model_type"),
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": source.integer("intermediate_size", 1, MAX_WIDTH),
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_kv_heads": n_heads,
+            "head_dim": head_dim,
+            "n_context": n_context,
+            "norm_eps": source.number("layer_norm_eps", 0.0, 1.0, 1e-5),
+            "activation": activation_name(source.text("hidden_act", "gelu")),
+            "gated": False,
+            "tied": source.flag("tie_word_embeddings", False),
+            **hf_ends(source, vocab_size, notes),
+            "rope": rope_from_hf(_newer_spelling(source), head_dim, n_context),
+            "parallel": source.flag("use_parallel_residual", True),
+            "bias": source.flag("attention_bias", True),
+        }
 
     @classmethod
-    def from_dict(
-        cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
-    ) -> GPTNeoXConfig:
-        source = Fields(raw, path, error)
-        known_keys_only(cls, source)
-        values = common_from_dict(source)
-        rope = Fields(source.get("rope"), f"{path}: rope", error)
-        values["rope"] = rope_from_dict(rope, values["head_dim"])
+    def values_from_dict(cls, source: Fields) -> dict[str, Any]:
+        values = common_from_dict(source, cls.model_types)
+        check_plain(source, values)
+        values["rope"] = rope_from_dict(source, values["head_dim"])
         values["parallel"], values["bias"] = source.flag("parallel"), source.flag("bias")
-        if values["model_type"] not in cls.model_types:
-            raise source.fail("model_type", " or ".join(cls.model_types), values["model_type"])
-        if values["n_heads"] * values["head_dim"] != values["hidden_size"]:
-            raise source.fail("head_dim", "hidden_size / n_heads", values["head_dim"])
-        if values["gated"] or values["n_kv_heads"] != values["n_heads"]:
-            raise source.fail("config", "an ungated FFN and a key head per head", "otherwise")
-        return cls(**values)
+        return values
 
     def roles(self) -> Roles:
         vocab = (self.vocab_size, self.hidden_size)
         head = ("embed_out.weight", "lm_head.weight")
         embedding = _names("embed_in.weight") + (head if self.tied else ())
         use = "dense" if self.tied else "embed"
-        planes = [PlaneRole("embed", "rows", use, (("row", TensorRole(embedding, vocab)),))]
-        vectors = []
+        planes = [rows("embed", TensorRole(embedding, vocab), use)]
+        vectors: list[VectorRole] = []
         for i in range(self.n_layers):
             planes += self._layer_planes(i)
             vectors += self._layer_vectors(i)
         vectors += self._norm("final_norm", "final_layer_norm")
         if not self.tied:
-            planes.append(PlaneRole("head", "rows", "dense", (("row", TensorRole(head, vocab)),)))
+            planes.append(rows("head", TensorRole(head, vocab)))
         # older checkpoints carry their causal mask and frequencies
         ignored = r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
         return Roles(tuple(planes), tuple(vectors), (ignored,))
 
     def _layer_planes(self, i: int) -> list[PlaneRole]:
         h, n, layer = self.hidden_size, self.intermediate_size, f"layers.{i}"
-        qkv = _tensor(f"{layer}.attention.query_key_value.weight", 3 * h, h)
-        up = _tensor(f"{layer}.mlp.dense_h_to_4h.weight", n, h)
-        down = ("down", _tensor(f"{layer}.mlp.dense_4h_to_h.weight", h, n, transposed=True))
-        o = _tensor(f"{layer}.attention.dense.weight", h, h)
-        planes = [
-            PlaneRole(f"{layer}.qkv", "rows", "dense", (("row", qkv),)),
-            PlaneRole(f"{layer}.o", "rows", "dense", (("row", o),)),
+        attention, mlp = f"{layer}.attention", f"{layer}.mlp"
+        pieces = (
+            ("up", _tensor(f"{mlp}.dense_h_to_4h.weight", n, h)),
+            ("down", _tensor(f"{mlp}.dense_4h_to_h.weight", h, n, transposed=True)),
+        )
+        return [
+            rows(f"{layer}.qkv", _tensor(f"{attention}.query_key_value.weight", 3 * h, h)),
+            rows(f"{layer}.o", _tensor(f"{attention}.dense.weight", h, h)),
+            *ffn_planes(layer, pieces, sparse=self.sparse),
         ]
-        if not self.sparse:
-            return [*planes, PlaneRole(f"{layer}.ffn", "bundles", "dense", (("up", up), down))]
-        deciding = PlaneRole(f"{layer}.deciding", "rows", "deciding", (("row", up),))
-        return [*planes, deciding, PlaneRole(f"{layer}.ffn", "bundles", "sparse", (down,))]
 
     def _layer_vectors(self, i: int) -> list[VectorRole]:
         h, n, layer = self.hidden_size, self.intermediate_size, f"layers.{i}"
@@ -137,10 +122,10 @@ class GPTNeoXConfig(ModelConfig):
         ]
 
     def _norm(self, ours: str, theirs: str) -> list[VectorRole]:
-        return [
-            VectorRole(f"{ours}.{part}", (_tensor(f"{theirs}.{part}", self.hidden_size),))
-            for part in ("weight", "bias")
-        ]
+        width = self.hidden_size
+        return affine_norm(
+            ours, _tensor(f"{theirs}.weight", width), _tensor(f"{theirs}.bias", width)
+        )
 
 
 def _newer_spelling(source: Fields) -> Fields:

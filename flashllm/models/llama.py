@@ -54,11 +54,6 @@ class LlamaModel(DecoderModel):
         table = RopeTable.bytes_needed(config.rope.n_rotated, n_context)
         return table + super().context_bytes(config, n_context, dtype, kernels)
 
-    def layer_planes(self, layer: int) -> tuple[str, ...]:
-        prefix = f"layers.{layer}."
-        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
-        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
-
     def _hidden(self, ids: np.ndarray, state) -> np.ndarray:
         c, n_tokens, view = self.config, ids.size, self.scratch.view
         x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))

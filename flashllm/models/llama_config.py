@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ..errors import FormatError, UnsupportedError
+from ..errors import UnsupportedError
 from .base import (
     ModelConfig,
     PlaneRole,
@@ -21,10 +21,13 @@ from .base import (
     activation_name,
     check_heads,
     common_from_dict,
+    ffn_planes,
+    hf_ends,
+    hf_head_dim,
     hf_sizes,
-    known_keys_only,
+    rows,
 )
-from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields, token_ids
+from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from .rope import Rope, rope_from_dict, rope_from_hf
 
 # Used where config.json is silent, as the checkpoints' own configuration classes have them.
@@ -54,24 +57,13 @@ class LlamaConfig(ModelConfig):
     qk_norm: bool
 
     @classmethod
-    def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> LlamaConfig:
-        notes: list[str] = []
-        config = cls(**cls.values_from_hf(Fields(raw), notes))
-        if warnings is not None:
-            warnings.extend(notes)
-        return config
-
-    @classmethod
     def values_from_hf(cls, source: Fields, notes: list[str]) -> dict[str, Any]:
-        """The fields of a LlamaConfig by name, for this family and for those that widen it."""
         raw, model_type = source.raw, source.text("model_type")
         vocab_size, hidden_size, n_layers, n_heads = hf_sizes(source)
         n_context = source.integer("max_position_embeddings", 1, MAX_CONTEXT, 2048)
         head_dim = source.integer("head_dim", 1, 2**14, _DEFAULT_HEAD_DIM.get(model_type))
         if head_dim is None:
-            if hidden_size % n_heads:
-                raise source.fail("hidden_size", f"a multiple of {n_heads} heads", hidden_size)
-            head_dim = hidden_size // n_heads
+            head_dim = hf_head_dim(source, hidden_size, n_heads)
         n_kv_heads = n_heads
         if "num_key_value_heads" not in raw:
             n_kv_heads = _DEFAULT_KV_HEADS.get(model_type, n_heads)
@@ -79,10 +71,6 @@ class LlamaConfig(ModelConfig):
         check_heads(source, n_heads, n_kv_heads)
         attention_bias = source.flag("attention_bias", False)
         attention_bias = attention_bias and model_type in (*_OPTIONAL_BIAS, "qwen3")
-        bos_ids, bos_notes = token_ids(source, "bos_token_id", vocab_size)
-        eos_ids, eos_notes = token_ids(source, "eos_token_id", vocab_size)
-        notes += bos_notes if raw.get("bos_token_id") is not None else []
-        notes += eos_notes
         return {
             "model_type": model_type,
             "vocab_size": vocab_size,
@@ -99,8 +87,7 @@ class LlamaConfig(ModelConfig):
             ),
             "gated": source.flag("mlp_gated", True) and model_type not in _UNGATED,
             "tied": source.flag("tie_word_embeddings", False),
-            "bos_id": bos_ids[0] if bos_ids else None,
-            "eos_ids": eos_ids,
+            **hf_ends(source, vocab_size, notes),
             "rope": rope_from_hf(
                 source, head_dim, n_context, rotated=_DEFAULT_ROTATED.get(model_type, 1.0)
             ),
@@ -112,28 +99,14 @@ class LlamaConfig(ModelConfig):
         }
 
     @classmethod
-    def from_dict(
-        cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
-    ) -> LlamaConfig:
-        source = Fields(raw, path, error)
-        known_keys_only(cls, source)
-        return cls(**cls.values_from_dict(source))
-
-    @classmethod
     def values_from_dict(cls, source: Fields) -> dict[str, Any]:
-        """The inverse for our own dictionary; unknown keys have been looked for."""
-        path, error = source.path, source.error
-        values = common_from_dict(source)
-        values["rope"] = rope_from_dict(
-            Fields(source.get("rope"), f"{path}: rope", error), values["head_dim"]
-        )
+        values = common_from_dict(source, cls.model_types)
+        values["rope"] = rope_from_dict(source, values["head_dim"])
         values["windows"] = source.integers("windows", 0, MAX_CONTEXT, MAX_LAYERS)
         if len(values["windows"]) != values["n_layers"]:
             raise source.fail("windows", f"one per layer ({values['n_layers']})", values["windows"])
         for key in ("qkv_bias", "o_bias", "mlp_bias", "qk_norm"):
             values[key] = source.flag(key)
-        if values["model_type"] not in cls.model_types:
-            raise source.fail("model_type", " or ".join(cls.model_types), values["model_type"])
         return values
 
     @property
@@ -147,12 +120,11 @@ class LlamaConfig(ModelConfig):
         head = ("lm_head.weight",)
         vocab = (self.vocab_size, h)
         planes = [
-            PlaneRole(
+            rows(
                 "embed",
-                "rows",
-                "dense" if self.tied else "embed",
                 # some tied checkpoints keep the one matrix under the head's name only
-                (("row", TensorRole(embedding + (head if self.tied else ()), vocab)),),
+                TensorRole(embedding + (head if self.tied else ()), vocab),
+                "dense" if self.tied else "embed",
             )
         ]
         vectors: list[VectorRole] = []
@@ -161,7 +133,7 @@ class LlamaConfig(ModelConfig):
             vectors += self._layer_vectors(i, n_qkv)
         vectors.append(VectorRole("final_norm.weight", (_tensor("norm.weight", h),)))
         if not self.tied:
-            planes.append(PlaneRole("head", "rows", "dense", (("row", TensorRole(head, vocab)),)))
+            planes.append(rows("head", TensorRole(head, vocab)))
         return Roles(tuple(planes), tuple(vectors), (r".*rotary_emb\.inv_freq",))
 
     def _layer_planes(self, i: int, n_q: int) -> list[PlaneRole]:
@@ -170,33 +142,17 @@ class LlamaConfig(ModelConfig):
         gate = ("gate", _tensor(f"layers.{i}.mlp.gate_proj.weight", n, h))
         up = ("up", _tensor(f"layers.{i}.mlp.up_proj.weight", n, h))
         down = ("down", _tensor(f"layers.{i}.mlp.down_proj.weight", h, n, transposed=True))
-        planes = [
-            PlaneRole(
-                f"layers.{i}.qkv",
-                "rows",
-                "dense",
-                (
-                    ("q", _tensor(f"{attention}.q_proj.weight", n_q, h)),
-                    ("k", _tensor(f"{attention}.k_proj.weight", n_kv, h)),
-                    ("v", _tensor(f"{attention}.v_proj.weight", n_kv, h)),
-                ),
-            ),
-            PlaneRole(
-                f"layers.{i}.o",
-                "rows",
-                "dense",
-                (("row", _tensor(f"{attention}.o_proj.weight", h, n_q)),),
-            ),
+        qkv = (
+            ("q", _tensor(f"{attention}.q_proj.weight", n_q, h)),
+            ("k", _tensor(f"{attention}.k_proj.weight", n_kv, h)),
+            ("v", _tensor(f"{attention}.v_proj.weight", n_kv, h)),
+        )
+        pieces = (gate, up, down) if self.gated else (up, down)
+        return [
+            PlaneRole(f"layers.{i}.qkv", "rows", "dense", qkv),
+            rows(f"layers.{i}.o", _tensor(f"{attention}.o_proj.weight", h, n_q)),
+            *ffn_planes(f"layers.{i}", pieces, sparse=self.sparse),
         ]
-        pieces = [gate, up, down] if self.gated else [up, down]
-        if self.sparse:
-            deciding = pieces.pop(0)[1]
-            planes.append(
-                PlaneRole(f"layers.{i}.deciding", "rows", "deciding", (("row", deciding),))
-            )
-        use = "sparse" if self.sparse else "dense"
-        planes.append(PlaneRole(f"layers.{i}.ffn", "bundles", use, tuple(pieces)))
-        return planes
 
     def _layer_vectors(self, i: int, n_q: int) -> list[VectorRole]:
         h, n, n_kv = self.hidden_size, self.intermediate_size, self.n_kv_heads * self.head_dim

@@ -22,5 +22,4 @@ class NemotronModel(LlamaModel):
         )  # fmt: skip
 
     def _norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
-        weight, bias = self.vectors[name + ".weight"], self.vectors[name + ".bias"]
-        self.kernels.layer_norm(x, weight, bias, self.config.norm_eps, out)
+        self.layer_norm(x, name, out)

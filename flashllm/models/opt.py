@@ -37,11 +37,6 @@ class OPTModel(DecoderModel):
     def widest_input(cls, config) -> int:
         return max(config.hidden_size, config.embed_size)
 
-    def layer_planes(self, layer: int) -> tuple[str, ...]:
-        prefix = f"layers.{layer}."
-        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
-        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
-
     def order(self, *, with_head: bool = True) -> tuple[str, ...]:
         first = ("project_in",) if "project_in" in self.planes else ()
         return first + super().order(with_head=with_head)

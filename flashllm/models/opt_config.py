@@ -8,9 +8,8 @@ the hidden state with a projection in and out.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..errors import FormatError
 from .base import (
     ModelConfig,
     PlaneRole,
@@ -18,11 +17,16 @@ from .base import (
     TensorRole,
     VectorRole,
     activation_name,
+    affine_norm,
+    check_plain,
     common_from_dict,
+    ffn_planes,
+    hf_ends,
+    hf_head_dim,
     hf_sizes,
-    known_keys_only,
+    rows,
 )
-from .fields import MAX_CONTEXT, MAX_WIDTH, Fields, token_ids
+from .fields import MAX_CONTEXT, MAX_WIDTH, Fields
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,79 +49,62 @@ class OPTConfig(ModelConfig):
         return self.embed_size != self.hidden_size
 
     @classmethod
-    def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> OPTConfig:
-        source = Fields(raw)
+    def values_from_hf(cls, source: Fields, notes: list[str]) -> dict[str, Any]:
         vocab_size, hidden_size, n_layers, n_heads = hf_sizes(source)
-        if hidden_size % n_heads:
-            raise source.fail("hidden_size", f"a multiple of {n_heads} heads", hidden_size)
         norm_before = source.flag("do_layer_norm_before", True)
-        bos_ids, bos_notes = token_ids(source, "bos_token_id", vocab_size)
-        eos_ids, eos_notes = token_ids(source, "eos_token_id", vocab_size)
-        config = cls(
-            model_type=source.text("model_type"),
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=source.integer("ffn_dim", 1, MAX_WIDTH),
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=n_heads,
-            head_dim=hidden_size // n_heads,
-            n_context=source.integer("max_position_embeddings", 1, MAX_CONTEXT, 2048),
-            norm_eps=1e-5,  # fixed in the architecture, in no config key
-            activation=activation_name(source.text("activation_function", "relu")),
-            gated=False,
-            tied=source.flag("tie_word_embeddings", True),
-            bos_id=bos_ids[0] if bos_ids else None,
-            eos_ids=eos_ids,
-            embed_size=source.integer("word_embed_proj_dim", 1, MAX_WIDTH, hidden_size),
-            norm_before=norm_before,
-            final_norm=norm_before and not source.flag("_remove_final_layer_norm", False),
-            bias=source.flag("enable_bias", True),
-            norm_affine=source.flag("layer_norm_elementwise_affine", True),
-        )
-        if warnings is not None:
-            warnings.extend((bos_notes if raw.get("bos_token_id") is not None else []) + eos_notes)
-        return config
+        return {
+            "model_type": source.text("model_type"),
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": source.integer("ffn_dim", 1, MAX_WIDTH),
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_kv_heads": n_heads,
+            "head_dim": hf_head_dim(source, hidden_size, n_heads),
+            "n_context": source.integer("max_position_embeddings", 1, MAX_CONTEXT, 2048),
+            "norm_eps": 1e-5,  # fixed in the architecture, in no config key
+            "activation": activation_name(source.text("activation_function", "relu")),
+            "gated": False,
+            "tied": source.flag("tie_word_embeddings", True),
+            **hf_ends(source, vocab_size, notes),
+            "embed_size": source.integer("word_embed_proj_dim", 1, MAX_WIDTH, hidden_size),
+            "norm_before": norm_before,
+            "final_norm": norm_before and not source.flag("_remove_final_layer_norm", False),
+            "bias": source.flag("enable_bias", True),
+            "norm_affine": source.flag("layer_norm_elementwise_affine", True),
+        }
 
     @classmethod
-    def from_dict(
-        cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
-    ) -> OPTConfig:
-        source = Fields(raw, path, error)
-        known_keys_only(cls, source)
-        values = common_from_dict(source)
+    def values_from_dict(cls, source: Fields) -> dict[str, Any]:
+        values = common_from_dict(source, cls.model_types)
+        check_plain(source, values)
         values["embed_size"] = source.integer("embed_size", 1, MAX_WIDTH)
         for key in ("norm_before", "final_norm", "bias", "norm_affine"):
             values[key] = source.flag(key)
-        if values["model_type"] not in cls.model_types:
-            raise source.fail("model_type", " or ".join(cls.model_types), values["model_type"])
-        if values["n_heads"] * values["head_dim"] != values["hidden_size"]:
-            raise source.fail("head_dim", "hidden_size / n_heads", values["head_dim"])
-        if values["gated"] or values["n_kv_heads"] != values["n_heads"]:
-            raise source.fail("config", "an ungated FFN and a key head per head", "otherwise")
-        return cls(**values)
+        return values
 
     def roles(self) -> Roles:
         h, e = self.hidden_size, self.embed_size
         head = ("lm_head.weight",)
         embedding = _names("embed_tokens.weight") + (head if self.tied else ())
         positions = (self.n_context + self.position_offset, h)
+        use = "dense" if self.tied else "embed"
         planes = [
-            _rows("embed", TensorRole(embedding, (self.vocab_size, e)), self.tied),
-            _rows("position", TensorRole(_names("embed_positions.weight"), positions), False),
+            rows("embed", TensorRole(embedding, (self.vocab_size, e)), use),
+            rows("position", TensorRole(_names("embed_positions.weight"), positions), "embed"),
         ]
         vectors: list[VectorRole] = []
         if self.projected:
-            planes.append(_rows("project_in", _tensor("project_in.weight", h, e)))
+            planes.append(rows("project_in", _tensor("project_in.weight", h, e)))
         for i in range(self.n_layers):
             planes += self._layer_planes(i)
             vectors += self._layer_vectors(i)
         if self.final_norm:
             vectors += self._norm("final_norm", "final_layer_norm")
         if self.projected:
-            planes.append(_rows("project_out", _tensor("project_out.weight", e, h)))
+            planes.append(rows("project_out", _tensor("project_out.weight", e, h)))
         if not self.tied:
-            planes.append(_rows("head", TensorRole(head, (self.vocab_size, e))))
+            planes.append(rows("head", TensorRole(head, (self.vocab_size, e))))
         # a tied checkpoint may repeat the matrix under the head's name
         return Roles(tuple(planes), tuple(vectors))
 
@@ -126,21 +113,14 @@ class OPTConfig(ModelConfig):
         qkv = tuple(
             (part, _tensor(f"{attention}.{part}_proj.weight", h, h)) for part in ("q", "k", "v")
         )
-        up = _tensor(f"layers.{i}.fc1.weight", n, h)
-        down = ("down", _tensor(f"layers.{i}.fc2.weight", h, n, transposed=True))
-        planes = [
-            PlaneRole(f"layers.{i}.qkv", "rows", "dense", qkv),
-            _rows(f"layers.{i}.o", _tensor(f"{attention}.out_proj.weight", h, h)),
-        ]
-        if not self.sparse:
-            return [
-                *planes,
-                PlaneRole(f"layers.{i}.ffn", "bundles", "dense", (("up", up), down)),
-            ]
+        pieces = (
+            ("up", _tensor(f"layers.{i}.fc1.weight", n, h)),
+            ("down", _tensor(f"layers.{i}.fc2.weight", h, n, transposed=True)),
+        )
         return [
-            *planes,
-            PlaneRole(f"layers.{i}.deciding", "rows", "deciding", (("row", up),)),
-            PlaneRole(f"layers.{i}.ffn", "bundles", "sparse", (down,)),
+            PlaneRole(f"layers.{i}.qkv", "rows", "dense", qkv),
+            rows(f"layers.{i}.o", _tensor(f"{attention}.out_proj.weight", h, h)),
+            *ffn_planes(f"layers.{i}", pieces, sparse=self.sparse),
         ]
 
     def _layer_vectors(self, i: int) -> list[VectorRole]:
@@ -161,10 +141,10 @@ class OPTConfig(ModelConfig):
     def _norm(self, ours: str, theirs: str) -> list[VectorRole]:
         if not self.norm_affine:
             return []
-        return [
-            VectorRole(f"{ours}.{part}", (_tensor(f"{theirs}.{part}", self.hidden_size),))
-            for part in ("weight", "bias")
-        ]
+        width = self.hidden_size
+        return affine_norm(
+            ours, _tensor(f"{theirs}.weight", width), _tensor(f"{theirs}.bias", width)
+        )
 
 
 def _names(name: str) -> tuple[str, ...]:
@@ -175,6 +155,3 @@ def _names(name: str) -> tuple[str, ...]:
 def _tensor(name: str, *shape: int, transposed: bool = False) -> TensorRole:
     return TensorRole(_names(name), shape, transposed)
 
-
-def _rows(name: str, tensor: TensorRole, dense: bool = True) -> PlaneRole:
-    return PlaneRole(name, "rows", "dense" if dense else "embed", (("row", tensor),))

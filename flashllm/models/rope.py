@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
 
@@ -49,9 +48,6 @@ class Rope:
             inverse = (1 - keep) * inverse / self.factor + keep * inverse
         return inverse.astype(np.float32)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def rope_from_hf(source: Fields, head_dim: int, n_context: int, *, rotated: float = 1.0) -> Rope:
     """The rope of a Hugging Face config, newer (`rope_parameters`) or older spelling.
@@ -82,11 +78,15 @@ def rope_from_hf(source: Fields, head_dim: int, n_context: int, *, rotated: floa
         rope["original_n_context"] = stated.integer(
             "original_max_position_embeddings", 1, MAX_CONTEXT, n_context
         )
-    return rope_from_dict(Fields(Rope(**rope).to_dict(), source.path, source.error), head_dim)
+    return _checked(Fields(asdict(Rope(**rope)), source.path, source.error), head_dim)
 
 
-def rope_from_dict(source: Fields, head_dim: int) -> Rope:
-    """The inverse of Rope.to_dict, every number checked."""
+def rope_from_dict(config: Fields, head_dim: int, key: str = "rope") -> Rope:
+    """The inverse of Rope.to_dict under `key` of our own dictionary, every number checked."""
+    return _checked(Fields(config.get(key), f"{config.path}: {key}", config.error), head_dim)
+
+
+def _checked(source: Fields, head_dim: int) -> Rope:
     for key in sorted(map(str, source.raw.keys() - Rope.__dataclass_fields__.keys())):
         raise source.fail(key, "a known key", "an unknown one")
     rope = Rope(

@@ -66,14 +66,14 @@ class RWKVModel(DecoderModel):
         n_tokens, view = ids.size, self.scratch.view
         x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))
         self.embed("embed", ids, x)
-        self.norm(x, "embed_norm", x)
+        self.layer_norm(x, "embed_norm", x)
         for layer in range(self.config.n_layers):
             prefix = f"layers.{layer}."
-            self.norm(x, prefix + "att_norm", normed)
+            self.layer_norm(x, prefix + "att_norm", normed)
             before = self.shifted(normed, state.arrays["time_shift"][layer])
             self.time_mix.forward(layer, normed, before, state, residual)
             x += residual
-            self.norm(x, prefix + "ffn_norm", normed)
+            self.layer_norm(x, prefix + "ffn_norm", normed)
             before = self.shifted(normed, state.arrays["channel_shift"][layer])
             self._channel_mix(layer, normed, before, residual)
             x += residual
@@ -117,13 +117,9 @@ class RWKVModel(DecoderModel):
         if gate is not None:
             out *= gate
 
-    def norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
-        weight, bias = self.vectors[name + ".weight"], self.vectors[name + ".bias"]
-        self.kernels.layer_norm(x, weight, bias, self.config.norm_eps, out)
-
     def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
         normed = self.scratch.view("normed", hidden.shape[0])
-        self.norm(hidden, "final_norm", normed)
+        self.layer_norm(hidden, "final_norm", normed)
         self.linear("head", normed, out)
 
 

@@ -11,18 +11,19 @@ by output row); readers of other layouts bring theirs to this form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from ..errors import FormatError
 from .base import (
     ModelConfig,
     PlaneRole,
     Roles,
     TensorRole,
     VectorRole,
+    affine_norm,
     common_from_dict,
+    ffn_planes,
     hf_sizes,
-    known_keys_only,
+    rows,
 )
 from .fields import MAX_CONTEXT, MAX_WIDTH, Fields
 
@@ -59,52 +60,43 @@ class RWKVConfig(ModelConfig):
         return self.version != "7"
 
     @classmethod
-    def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> RWKVConfig:
-        source = Fields(raw)
+    def values_from_hf(cls, source: Fields, notes: list[str]) -> dict[str, Any]:
         vocab_size, hidden_size, n_layers, n_heads = hf_sizes(source)
         version = _version(source)
-        config = cls(
-            model_type=source.text("model_type"),
-            vocab_size=vocab_size,
-            hidden_size=hidden_size,
-            intermediate_size=source.integer("intermediate_size", 1, MAX_WIDTH),
-            n_layers=n_layers,
-            n_heads=n_heads,
-            n_kv_heads=n_heads,
-            head_dim=max(1, hidden_size // n_heads),
-            n_context=MAX_CONTEXT,
-            norm_eps=1e-5,  # fixed in the architecture, as is the next
-            group_norm_eps=64e-5 if version in ("6", "7") else 1e-5,
-            activation="relu2",
-            gated=False,
-            tied=False,
-            bos_id=None,
+        values = {
+            "model_type": source.text("model_type"),
+            "vocab_size": vocab_size,
+            "hidden_size": hidden_size,
+            "intermediate_size": source.integer("intermediate_size", 1, MAX_WIDTH),
+            "n_layers": n_layers,
+            "n_heads": n_heads,
+            "n_kv_heads": n_heads,
+            "head_dim": max(1, hidden_size // n_heads),
+            "n_context": MAX_CONTEXT,
+            "norm_eps": 1e-5,  # fixed in the architecture, as is the next
+            "group_norm_eps": 64e-5 if version in ("6", "7") else 1e-5,
+            "activation": "relu2",
+            "gated": False,
+            "tied": False,
+            "bos_id": None,
             # both vocabularies of published models have their end of text at 0; bytes have none
-            eos_ids=() if vocab_size == 256 else (0,),
-            version=version,
+            "eos_ids": () if vocab_size == 256 else (0,),
+            "version": version,
             **{name: source.integer(name, 0, MAX_WIDTH, 0) for name in RANKS},
-        )
-        config._check(source)
-        return config
+        }
+        cls(**values)._check(source)
+        return values
 
     @classmethod
-    def from_dict(
-        cls, raw: dict, *, path: object = "config", error: type[FormatError] = FormatError
-    ) -> RWKVConfig:
-        source = Fields(raw, path, error)
-        known_keys_only(cls, source)
-        config = cls(
-            **common_from_dict(source),
-            version=_version(source),
-            group_norm_eps=source.number("group_norm_eps", 0.0, 1.0),
-            **{name: source.integer(name, 0, MAX_WIDTH) for name in RANKS},
-        )
-        config._check(source)
-        return config
+    def values_from_dict(cls, source: Fields) -> dict[str, Any]:
+        values = common_from_dict(source, cls.model_types)
+        values["version"] = _version(source)
+        values["group_norm_eps"] = source.number("group_norm_eps", 0.0, 1.0)
+        values |= {name: source.integer(name, 0, MAX_WIDTH) for name in RANKS}
+        cls(**values)._check(source)
+        return values
 
     def _check(self, source: Fields) -> None:
-        if self.model_type not in self.model_types:
-            raise source.fail("model_type", " or ".join(self.model_types), self.model_type)
         if self.n_heads * self.head_dim != self.hidden_size or self.n_kv_heads != self.n_heads:
             raise source.fail("head_dim", "hidden_size / n_heads", self.head_dim)
         if self.version == "4" and self.head_dim != 1:
@@ -120,7 +112,7 @@ class RWKVConfig(ModelConfig):
 
     def roles(self) -> Roles:
         vocab = (self.vocab_size, self.hidden_size)
-        planes = [PlaneRole("embed", "rows", "embed", (("row", _tensor("emb.weight", *vocab)),))]
+        planes = [rows("embed", _tensor("emb.weight", *vocab), "embed")]
         vectors = self._norm("embed_norm", "blocks.0.ln0")
         for i in range(self.n_layers):
             planes += self._time_planes(i) + self._channel_planes(i)
@@ -166,11 +158,10 @@ class RWKVConfig(ModelConfig):
         ours, theirs = f"layers.{i}.", f"blocks.{i}.ffn."
         down = TensorRole((theirs + "value.weight",), (h, n), transposed=True)
         planes = [_rows(ours + "receptance", theirs + "receptance.weight", h, h)]
-        key = (("row", _tensor(theirs + "key.weight", n, h)),)
+        pieces = (("up", _tensor(theirs + "key.weight", n, h)), ("down", down))
         return [
             *(planes if self.has_receptance else []),
-            PlaneRole(ours + "deciding", "rows", "deciding", key),
-            PlaneRole(ours + "ffn", "bundles", "sparse", (("down", down),)),
+            *ffn_planes(f"layers.{i}", pieces, sparse=True),
         ]
 
     def _layer_vectors(self, i: int) -> list[VectorRole]:
@@ -203,10 +194,10 @@ class RWKVConfig(ModelConfig):
         return [*found, ("decay", "time_decay", n_decays), ("first", first, n_decays)]
 
     def _norm(self, ours: str, theirs: str) -> list[VectorRole]:
-        return [
-            VectorRole(f"{ours}.{part}", (_tensor(f"{theirs}.{part}", self.hidden_size),))
-            for part in ("weight", "bias")
-        ]
+        width = self.hidden_size
+        return affine_norm(
+            ours, _tensor(f"{theirs}.weight", width), _tensor(f"{theirs}.bias", width)
+        )
 
 
 def _version(source: Fields) -> str:
@@ -221,4 +212,4 @@ def _tensor(name: str, *shape: int) -> TensorRole:
 
 
 def _rows(name: str, key: str, *shape: int, keeps_type: bool = False) -> PlaneRole:
-    return PlaneRole(name, "rows", "dense", (("row", _tensor(key, *shape)),), keeps_type)
+    return rows(name, _tensor(key, *shape), keeps_type=keeps_type)
