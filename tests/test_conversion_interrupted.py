@@ -144,6 +144,7 @@ def test_the_estimate_is_close_and_not_low(tmp_path, codec):
             checkpoint,
             quant="keep",
             codec=codec,
+            bundle=None,
             frame_bytes=None,
             flash_bytes_per_s=None,
             folder=tmp_path,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
-from flashllm import LLM
+from flashllm import LLM, convert
 from flashllm.calibration.recording import record
 from flashllm.cli.convert import orders_for
 from flashllm.cli.main import main
@@ -14,6 +16,7 @@ from flashllm.conversion import relayout as module
 from flashllm.conversion.from_container import PlaneReader
 from flashllm.conversion.relayout import orders_from, relayout
 from flashllm.errors import UsageError
+from flashllm.models.base import bundling
 from flashllm.tracing import read_trace
 
 from . import tiny
@@ -80,6 +83,69 @@ def test_convert_takes_an_order_too(made, tmp_path):
             assert (before[ids] == after).all() and (before != after).any()
 
 
+@pytest.mark.parametrize("variant", ["llama-relu-biases", "llama-ungated-relu2", "opt", "qwen3"])
+def test_deciding_rows_move_into_the_bundles_and_back(variant, tmp_path):
+    """The same bits come out, of the planes and of the model, whatever the arrangement."""
+    model = tiny.container(tmp_path, variant, quant="int8")
+    with open_container(model) as source:
+        was = bundling(source.planes)
+    other = {"all": "split", "split": "all"}[was]
+    there, back = tmp_path / "there.flash", tmp_path / "back.flash"
+    assert relayout(model, there, bundle=other, per_frame=2).bundle == other
+    relayout(there, back, bundle=was)
+    again = tmp_path / "again.flash"  # convert knows how to read either
+    convert(there, again, quant="int8")
+    ids = np.arange(2, 40)
+    with LLM(str(model), prefill_chunk=7) as llm:
+        expected = llm.logits(ids)
+    for path, arranged in ((there, other), (back, was), (again, was)):
+        with LLM(str(path), prefill_chunk=7) as llm:
+            assert bundling(llm.container.planes) == arranged
+            np.testing.assert_array_equal(llm.logits(ids), expected)
+    with open_container(model) as a, open_container(back) as b, open_container(there) as c:
+        for name, plane in a.planes.items():
+            items = [PlaneReader(f.planes[name], f).whole(0, plane.n_items) for f in (a, b)]
+            assert (items[0] == items[1]).all(), name
+        assert c.planes["layers.0.ffn"].per_frame == 2
+        assert c.planes["layers.0.ffn"].n_items == a.planes["layers.0.ffn"].n_items
+
+
+def test_convert_arranges_too_and_streams_the_same_bits(tmp_path):
+    source = tiny.checkpoint(tmp_path, "llama-relu")
+    logits = []
+    for bundle in ("split", "all"):
+        out = tmp_path / f"{bundle}.flash"
+        assert main(["convert", str(source), str(out), "--bundle", bundle, "--quant", "int8"]) == 0
+        with LLM(str(out), pin=False) as llm:  # nothing kept: everything streams
+            assert bundling(llm.container.planes) == bundle
+            logits.append(llm.logits(np.arange(2, 40)))
+    np.testing.assert_array_equal(*logits)
+
+
+def test_inspect_says_the_arrangement(made, tmp_path, capsys):
+    model, _, _ = made
+    out = tmp_path / "all.flash"
+    assert main(["relayout", str(model), "-o", str(out), "--bundle", "all"]) == 0
+    assert main(["inspect", str(model)]) == 0
+    assert "layout: split" in capsys.readouterr().out
+    assert main(["inspect", str(out)]) == 0
+    assert "layout: all" in capsys.readouterr().out
+    assert main(["inspect", "--json", str(out)]) == 0
+    assert json.loads(capsys.readouterr().out)["bundle"] == "all"
+
+
+def test_a_trace_of_bundles_with_all_pieces_is_the_same_trace(made, tmp_path):
+    model, trace, _ = made
+    out, found = tmp_path / "all.flash", tmp_path / "all.fltrace"
+    relayout(model, out, bundle="all")
+    with LLM(str(out), prefill_chunk=5) as llm:
+        record(llm, TEXT, found, n_tokens=60, text_name="t")
+    a, b = read_trace(trace), read_trace(found)
+    assert len(a.layers) == len(b.layers)
+    for layer in range(len(a.layers)):
+        assert (a.bits(layer) == b.bits(layer)).all()
+
+
 def test_what_is_refused(made, tmp_path, capsys):
     model, trace, new = made
     out = tmp_path / "x.flash"
@@ -87,6 +153,10 @@ def test_what_is_refused(made, tmp_path, capsys):
         relayout(new, out, trace=trace)
     with pytest.raises(UsageError, match="source"):
         relayout(model, model, trace=trace, overwrite=True)
+    with pytest.raises(UsageError, match="nothing to lay out"):
+        relayout(model, out)
+    with pytest.raises(UsageError, match="bundling"):
+        relayout(model, out, bundle="some")
     with pytest.raises(UsageError, match="frames of"):
         relayout(model, out, trace=trace, per_frame=-1)
     assert main(["relayout", str(model), "--trace", str(trace), "-o", str(out)]) == 0

@@ -84,6 +84,13 @@ def test_rows_are_independent(name):
         assert np.array_equal(kind.encode(rows[r : r + 1])[0], whole[r])
 
 
+@pytest.mark.parametrize("name", TYPES)
+def test_no_rows_are_rows(name):
+    kind = WEIGHT_TYPES[name]
+    assert kind.encode(rows_of(40, r=0)).shape == (0, kind.row_bytes(40))
+    assert kind.decode(np.empty((0, kind.row_bytes(40)), np.uint8), 40).shape == (0, 40)
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", TYPES)
 def test_values_that_are_not_finite_are_named(name, bad):

@@ -21,9 +21,8 @@ from ..tracing import LayerInfo, TraceWriter
 def sparse_layers(llm: LLM) -> tuple[list[int], list[LayerInfo]]:
     """Layers whose active set is known before their bundles are read; UnsupportedError if none."""
     planes, found = llm.container.planes, []
-    for layer in range(llm.config.n_layers):
-        if f"layers.{layer}.deciding" in planes:
-            found.append(layer)
+    if llm.config.sparse:
+        found = [i for i in range(llm.config.n_layers) if f"layers.{i}.ffn" in planes]
     if not found:
         raise UnsupportedError(
             f"{llm.container.path}: no layer is naturally sparse (activation "

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..conversion.convert import convert
 from ..conversion.layout import SPARSE_FRAME_BYTES
 from ..conversion.relayout import orders_from
+from ..models.base import BUNDLINGS
 from ..probe.device import choose_storage
 from ..tracing import Trace, read_trace
 from ..units import MIB, format_size, parse_size
@@ -34,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--order", metavar="TRACE", help="lay neurons out by a trace of a "
                         "container that keeps this input's order")
+    parser.add_argument("--bundle", choices=BUNDLINGS, help="where an FFN neuron's deciding row "
+                        "lies: in its bundle (all) or in a plane apart (split); default: split "
+                        "where the model is naturally sparse")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 
@@ -46,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
         quant=args.quant,
         codec=args.codec,
         order=None if args.order is None else orders_for(read_trace(args.order)),
+        bundle=args.bundle,
         flash_bytes_per_s=_flash_speed(args),
         overwrite=args.overwrite,
         tokenizer=args.tokenizer,

@@ -23,7 +23,7 @@ from ..codecs import CODECS
 from ..codecs.choice import measure_codec
 from ..container import ContainerWriter
 from ..errors import CheckpointError, UsageError
-from ..models.base import VectorRole
+from ..models.base import BUNDLINGS, VectorRole
 from ..units import align_up
 from .layout import (
     ALIGNMENTS,
@@ -78,6 +78,7 @@ class Plan:
     alignment: int
     codecs: dict[str, dict]
     estimate_bytes: int
+    bundle: str | None = None
 
 
 def convert(
@@ -88,6 +89,7 @@ def convert(
     codec: str = "auto",
     overwrite: bool = False,
     order: dict[int, np.ndarray] | None = None,
+    bundle: str | None = None,
     frame_bytes: int | None = None,
     flash_bytes_per_s: float | None = None,
     tokenizer: str | os.PathLike | None = None,
@@ -98,7 +100,9 @@ def convert(
     quant: "keep" (types as the checkpoint has them), "f32", "f16", "bf16", "int8" or "int4"; norms
     and biases are float32 in each.  codec: "auto" measures and decides (the report's `codecs` says
     what), or a codec's name for every plane that it can code.  order: layer -> int array of the
-    checkpoint's neuron at each place of the file.  frame_bytes: the size of all frames, for
+    checkpoint's neuron at each place of the file.  bundle: "split" keeps the FFN's deciding rows
+    in planes of their own, "all" puts them into the bundles (Roles.arranged); None: split where the
+    family is naturally sparse, all where it is not.  frame_bytes: the size of all frames, for
     experiments.  flash_bytes_per_s: what the target device reads; with it decoding is
     measured too and the codec decided by what streams fastest.
     tokenizer: a tokenizer.json, or an RWKV World vocabulary, instead of what the source has.
@@ -111,6 +115,7 @@ def convert(
     """
     started = time.monotonic()
     check_quant(quant)
+    check_bundle(bundle)
     if codec != "auto":
         CODECS[codec]  # noqa: B018 (raises with the known names)
     output = Path(output)
@@ -122,6 +127,7 @@ def convert(
             checkpoint,
             quant=quant,
             codec=codec,
+            bundle=bundle,
             frame_bytes=frame_bytes,
             flash_bytes_per_s=flash_bytes_per_s,
             folder=output.parent,
@@ -153,14 +159,16 @@ def plan_conversion(
     *,
     quant: str,
     codec: str,
+    bundle: str | None,
     frame_bytes: int | None,
     flash_bytes_per_s: float | None,
     folder: Path,
 ) -> Plan:
     """Decides everything; reads a sample per group of planes and writes nothing."""
     resolved = resolve(checkpoint)
+    roles = resolved.roles if bundle is None else resolved.roles.arranged(bundle)
     laid_out = []
-    for role in resolved.roles.planes:
+    for role in roles.planes:
         pieces, parts = lay_out_plane(role, stored_types(resolved, checkpoint, role), quant)
         tensors = tuple(resolved.names[tensor] for _, tensor in role.tensors)
         laid_out.append((role, pieces, parts, tensors))
@@ -194,8 +202,9 @@ def plan_conversion(
         alignment = ALIGNMENTS[-1]
     planes = planes_for(codecs, alignment)
     return Plan(
-        resolved, planes, alignment, codecs, _estimate(checkpoint, planes, codecs, alignment)
-    )
+        resolved, planes, alignment, codecs, _estimate(checkpoint, planes, codecs, alignment),
+        bundle,
+    )  # fmt: skip
 
 
 def _group(use: str, pieces) -> str:
@@ -268,6 +277,11 @@ def check_order(order: dict[int, np.ndarray] | None, plan: Plan) -> dict[int, np
     return checked
 
 
+def check_bundle(bundle: str | None) -> None:
+    if bundle not in (None, *BUNDLINGS):
+        raise UsageError(f"unknown bundling {bundle!r}; known: {', '.join(BUNDLINGS)}")
+
+
 def neuron_order(name: str, orders: dict[int, np.ndarray]) -> np.ndarray | None:
     """The order that applies to a plane or vector: that of its layer, if it runs over neurons."""
     parts = name.split(".")
@@ -295,6 +309,8 @@ def _write(
             for layer, ids in sorted(orders.items())
         },
     }
+    if plan.bundle is not None:
+        options["bundle"] = plan.bundle
     meta = {
         "converter": CONVERTER_VERSION,
         "quant": quant,

@@ -19,6 +19,7 @@ from ..container import Container, open_container
 from ..container.base import Piece, Plane
 from ..container.files import drop_page_cache, read_exactly
 from ..errors import CheckpointError, ChecksumError
+from ..models.base import bundling
 from ..models.configs import config_from_dict
 from ..quant import WEIGHT_TYPES
 
@@ -92,6 +93,8 @@ class ContainerCheckpoint(Checkpoint):
         self._planes: dict[str, tuple[PlaneReader, Piece, int, tuple[int, ...], bool]] = {}
         self._vectors: dict[str, np.ndarray] = {}
         roles = config.roles()
+        if bundle := bundling(container.planes):
+            roles = roles.arranged(bundle)
         for role in roles.planes:
             if role.name not in readers:
                 raise CheckpointError(self.path, f"plane {role.name}", "a plane", "nothing")

@@ -1,8 +1,9 @@
-"""relayout: the same container with the neurons of its sparse layers in another order.
+"""relayout: the same container with its neurons in another order, or their pieces elsewhere.
 
 Every stored value is carried bit by bit; only places change, of bundles, of the deciding rows and
 of what else runs over neurons.  The function is the same up to the order of the down sum, which is
-that of the file (docs/ARITHMETIC.md).  Orders come from a trace (tracing/order.py).
+that of the file (docs/ARITHMETIC.md).  Orders come from a trace (tracing/order.py); where a
+neuron's pieces lie is rearrange.py's business.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ import numpy as np
 from ..container import Container, ContainerWriter, open_container
 from ..container.base import MAX_FRAME_BYTES, PlaneShape
 from ..errors import UsageError
+from ..models.base import bundling
 from ..tracing import Trace, read_trace
 from ..tracing.order import order_for
-from .convert import CONVERTER_VERSION, neuron_order
-from .from_container import PlaneReader
+from .convert import CONVERTER_VERSION, check_bundle, neuron_order
 from .layout import ALIGNMENTS, MAX_WASTE, wasted_share
+from .rearrange import Target, targets
 from .source import gather
 
 WHOLE_BYTES = 32 * 2**20  # a plane up to this is turned in memory; a larger one block by block
@@ -32,12 +34,14 @@ BLOCK_BYTES = 8 * 2**20
 
 @dataclass(frozen=True)
 class RelayoutReport:
-    """`moved`: sparse layers that got an order; `per_frame` by plane: bundles in its frames."""
+    """`moved`: sparse layers that got an order; `per_frame` by plane: bundles in its frames;
+    `bundle`: how the planes are arranged now (models.base.bundling)."""
 
     output: str
     digest: str
     moved: int
     per_frame: dict[str, int]
+    bundle: str | None
     seconds: float
 
 
@@ -53,86 +57,97 @@ def relayout(
     input: str | os.PathLike,  # noqa: A002 (as convert's)
     output: str | os.PathLike,
     *,
-    trace: str | os.PathLike,
+    trace: str | os.PathLike | None = None,
+    bundle: str | None = None,
     per_frame: int | None = None,
     overwrite: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> RelayoutReport:
-    """Write the container `input` as `output`, laid out by the trace of that very container.
+    """Write the container `input` as `output`, laid out anew.
 
-    per_frame: bundles in a frame of every sparse layer; None keeps what the container has.
-    UsageError for a trace of another container; the rest as `convert` raises.
+    trace: of that very container: its order by co-activation; None keeps the order.
+    bundle: "all" or "split" (Roles.arranged); None keeps the arrangement.
+    per_frame: bundles in a frame of every layer of neurons; None keeps what the container has, or,
+    where the bundles change, takes what a conversion would.
+    UsageError for a trace of another container or nothing to do; the rest as `convert` raises.
     """
-    started, output, recorded = time.monotonic(), Path(output), read_trace(trace)
+    started, output = time.monotonic(), Path(output)
+    check_bundle(bundle)
+    if trace is None and bundle is None and per_frame is None:
+        raise UsageError("nothing to lay out anew: give a trace, a bundling or bundles per frame")
+    recorded = None if trace is None else read_trace(trace)
     with open_container(input) as source:
-        if recorded.model != source.digest:
+        if recorded is not None and recorded.model != source.digest:
             raise UsageError(f"{trace} was recorded of container {recorded.model[:16]}…, "
                              f"{input} is {source.digest[:16]}…")
         if output.exists() and os.path.samefile(input, output):
             raise UsageError(f"{output} is the source; it would be overwritten")
-        sizes = {}
-        for info in recorded.layers:
-            plane = source.planes[info.plane]
-            sizes[info.plane] = min(per_frame or plane.per_frame, plane.n_items)
-            if not 1 <= sizes[info.plane] * plane.stride <= max(MAX_FRAME_BYTES, plane.stride):
-                raise UsageError(f"frames of {per_frame} bundles are not 1 to "
-                                 f"{MAX_FRAME_BYTES // plane.stride} of {info.plane}")
-        orders = orders_from(recorded, sizes)
+        made = targets(source, bundle=bundle, per_frame=per_frame)
+        sizes = {t.shape.name: t.shape.per_frame for t in made if t.shape.name.endswith(".ffn")}
+        for target in made:
+            least, most = 1, max(1, MAX_FRAME_BYTES // target.shape.stride)
+            if not least <= target.shape.per_frame <= most:
+                raise UsageError(f"frames of {per_frame} bundles are not {least} to {most} of "
+                                 f"{target.shape.name}")
+        orders = {} if recorded is None else orders_from(recorded, sizes)
         told = {str(i): hashlib.sha256(ids.tobytes()).hexdigest() for i, ids in orders.items()}
         options = {"converter": CONVERTER_VERSION, "relayout": told, "per_frame": sizes}
-        total = sum(plane.n_frames * plane.frame_bytes for plane in source.planes.values())
+        layout = {"of": source.digest}
+        if recorded is not None:
+            layout["trace"] = recorded.text
+        if bundle is not None:
+            options["bundle"] = layout["bundle"] = bundle
+        total = sum(target.n_bytes for target in made)
         done = 0
         with ContainerWriter(
             output,
             family=source.family,
             config=source.config,
-            alignment=_alignment(source, sizes),
+            alignment=_alignment(source, [target.shape for target in made]),
             source=source.digest,
             options=options,
-            meta={**source.meta, "layout": {"trace": recorded.text, "of": source.digest}},
+            meta={**source.meta, "layout": layout},
             overwrite=overwrite,
             estimate_bytes=source.size,
         ) as writer:
-            for name, plane in source.planes.items():
+            for target in made:
+                shape = target.shape
                 if writer.begin_plane(
-                    name, plane.kind, plane.pieces, plane.n_items,
-                    sizes.get(name, plane.per_frame), plane.codec, plane.parts,
+                    shape.name, shape.kind, shape.pieces, shape.n_items, shape.per_frame,
+                    shape.codec, shape.parts,
                 ):  # fmt: skip
-                    reader = PlaneReader(plane, source)
-                    for items in _blocks(reader, neuron_order(name, orders)):
+                    for items in _blocks(target, neuron_order(shape.name, orders)):
                         writer.write_items(items)
                     writer.end_plane()
-                done += plane.n_frames * plane.frame_bytes
+                done += target.n_bytes
                 if progress is not None:
-                    progress(done, total, name)
+                    progress(done, total, shape.name)
             for name, values in source.load_vectors().items():
                 ids = neuron_order(name, orders)
                 writer.add_vectors({name: values if ids is None else values[ids]})
             for name in source.blobs:
                 writer.add_blob(name, source.read_blob(name))
             digest = writer.commit()
-    return RelayoutReport(str(output), digest, len(orders), sizes, time.monotonic() - started)
+        arranged = bundling([target.shape.name for target in made])
+    return RelayoutReport(
+        str(output), digest, len(orders), sizes, arranged, time.monotonic() - started
+    )
 
 
-def _alignment(source: Container, per_frame: dict[str, int]) -> int:
+def _alignment(source: Container, shapes: list[PlaneShape]) -> int:
     """That of the source, unless frames of the new sizes would waste too much on padding."""
-    shapes = [
-        PlaneShape(name, plane.kind, plane.n_items, per_frame.get(name, plane.per_frame),
-                   plane.codec, plane.pieces, plane.parts)
-        for name, plane in source.planes.items()
-    ]  # fmt: skip
     wasteful = wasted_share(shapes, source.alignment) > MAX_WASTE
     return min(source.alignment, ALIGNMENTS[-1]) if wasteful else source.alignment
 
 
-def _blocks(reader: PlaneReader, order: np.ndarray | None) -> Iterator[np.ndarray]:
+def _blocks(target: Target, order: np.ndarray | None) -> Iterator[np.ndarray]:
     """All items of a plane in their new order, uint8 [k, stride] at a time."""
-    plane = reader.plane
-    step = max(1, BLOCK_BYTES // plane.stride)
-    read = reader.whole
-    if order is not None and plane.n_items * plane.stride <= WHOLE_BYTES:
-        everything = reader.whole(0, plane.n_items)
+    n_items, stride = target.shape.n_items, target.shape.stride
+    step = max(1, BLOCK_BYTES // stride)
+    read = target.read
+    if order is not None and n_items * stride <= WHOLE_BYTES:
+        everything = read(0, n_items)
         read = lambda start, stop: everything[start:stop]  # noqa: E731
-    for start in range(0, plane.n_items, step):
-        stop = min(start + step, plane.n_items)
+    for start in range(0, n_items, step):
+        stop = min(start + step, n_items)
         yield read(start, stop) if order is None else gather(read, order[start:stop])

@@ -13,7 +13,8 @@ experts are one plane of bundles, expert after expert.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar
 
 from ..errors import FormatError, UnsupportedError
@@ -35,6 +36,8 @@ ACTIVATIONS = {
     "gelu": ("gelu", "gelu_python"),
     "gelu_tanh": ("gelu_tanh", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
 }
+# Where a neuron's deciding row lies: in its bundle, or in a plane beside it.
+BUNDLINGS = ("all", "split")
 # Exactly zero for every non-positive pre-activation: an inactive neuron need not be read.
 SPARSE_ACTIVATIONS = ("relu", "relu2")
 
@@ -124,6 +127,35 @@ class Roles:
     planes: tuple[PlaneRole, ...]
     vectors: tuple[VectorRole, ...]
     ignored: tuple[str, ...] = ()
+
+    def arranged(self, bundle: str) -> Roles:
+        """The same tensors with every FFN's deciding rows in a plane of their own ("split") or at
+        the head of the bundles ("all").  Vectors keep their names."""
+        planes: list[PlaneRole] = []
+        for plane in self.planes:
+            layer, _, last = plane.name.rpartition(".")
+            held = planes[-1] if planes and planes[-1].name == f"{layer}.deciding" else None
+            is_ffn = last == "ffn" and plane.kind == "bundles"
+            if not is_ffn or (held is not None) == (bundle == "split"):
+                planes.append(plane)
+            elif bundle == "split":
+                (_, first), *rest = plane.tensors
+                row = (("row", first),)
+                planes += [PlaneRole(f"{layer}.deciding", "rows", "deciding", row),
+                           replace(plane, use="sparse", tensors=tuple(rest))]  # fmt: skip
+            else:
+                names = [name for name, _ in plane.tensors]
+                first = ("gate" if "up" in names else "up", held.tensors[0][1])
+                planes[-1] = replace(plane, tensors=(first, *plane.tensors))
+        return replace(self, planes=tuple(planes))
+
+
+def bundling(planes: Collection[str]) -> str | None:
+    """How the planes of a container are arranged: "split" or "all" (Roles.arranged); None where no
+    layer has an FFN of single neurons."""
+    if any(name.endswith(".deciding") for name in planes):
+        return "split"
+    return "all" if any(name.endswith(".ffn") for name in planes) else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,11 +193,15 @@ class DecoderModel(ABC):
         )
 
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
-        """The layer's FFN of normed x [T, hidden_size] into `out`, biases included."""
-        if f"layers.{layer}.deciding" in self.planes:
-            self.sparse_ffn(layer, x, out)
+        """The layer's FFN of normed x [T, hidden_size] into `out`, biases included.
+
+        The bits do not depend on how the container arranges a neuron's pieces.
+        """
+        apart = f"layers.{layer}.deciding" in self.planes
+        if self.config.sparse:
+            (self.sparse_ffn if apart else self.bundled_ffn)(layer, x, out)
         else:
-            self.dense_ffn(layer, x, out)
+            (self.apart_ffn if apart else self.dense_ffn)(layer, x, out)
 
     def sparse_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """FFN of a naturally sparse family: only neurons whose activation is not zero are read.
@@ -205,33 +209,89 @@ class DecoderModel(ABC):
         The deciding matrix is gate (gated) or up (ungated).  Every neuron left out would add an
         exact zero, so the result has the bits of the dense computation.
         """
-        c, kernels = self.config, self.kernels
-        prefix = f"layers.{layer}."
-        n_tokens = x.shape[0]
-        decided = self.scratch.view("decided", n_tokens)
-        self.linear(prefix + "deciding", x, decided, bias=prefix + "deciding.bias")
+        kernels, plane = self.kernels, f"layers.{layer}.ffn"
+        decided = self.scratch.view("decided", x.shape[0])
+        self.linear(f"layers.{layer}.deciding", x, decided, bias=self._deciding_bias(layer))
         if self.observer is not None:
             self.observer(layer, x, decided)
         n_active = kernels.active_ids(decided, self._ids)
-        ids = self._ids[:n_active]
         self._count(layer, decided, n_active)
-        views = self.views[prefix + "ffn"]
-        if "up" in views:
-            kernels.prepare(self.activations, x, views["up"])
+        self._prepare_up(layer, x)
         out.fill(0.0)
-        for lease in self.store.acquire(prefix + "ffn", ids):
-            n = lease.ids.size
-            pre = self.scratch.view("gathered", n_tokens, n)
-            np.take(decided, lease.ids, axis=1, out=pre)
-            up = None
-            if "up" in views:
-                up = self.scratch.view("up", n_tokens, n)
-                kernels.dot_ids(self.activations, lease.addresses, views["up"], lease.ids, up)
-                if prefix + "up.bias" in self.vectors:
-                    up += self.vectors[prefix + "up.bias"][lease.ids]
-            kernels.activate(c.activation, pre, up, pre)
-            kernels.accumulate_ids(pre, lease.addresses, views["down"], lease.ids, out)
+        for lease in self.store.acquire(plane, self._ids[:n_active]):
+            self._add_neurons(layer, lease, lease.ids, decided, out)
+        self._add_bias(f"layers.{layer}.ffn.bias", out)
+
+    def bundled_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """The same where deciding rows lie in the bundles: all are read, active ones computed."""
+        kernels, plane, bias = self.kernels, f"layers.{layer}.ffn", self._deciding_bias(layer)
+        view = self.views[plane][self._deciding_piece(plane)]
+        decided = self.scratch.view("decided", x.shape[0])
+        kernels.prepare(self.activations, x, view)
+        out.fill(0.0)
+        n_active = 0
+        for lease in self.store.scan(plane):
+            start, stop = lease.start, lease.stop
+            every = np.arange(start, stop, dtype=np.int32)
+            pre = self._bundle_dots(view, lease, every, "gathered", x.shape[0])
+            self._add_bias(bias, pre, start, stop)
+            decided[:, start:stop] = pre
+            ids = every[self._ids[: kernels.active_ids(pre, self._ids)]]
+            self._add_neurons(layer, lease, ids, decided, out)
+            n_active += ids.size
+        if self.observer is not None:
+            self.observer(layer, x, decided)
+        self._count(layer, decided, n_active)
+        self._add_bias(f"layers.{layer}.ffn.bias", out)
+
+    def apart_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """FFN without natural sparsity whose deciding rows lie apart, for the sake of approximate
+        mode: all of it."""
+        prefix = f"layers.{layer}."
+        decided = self.scratch.view("decided", x.shape[0])
+        self.linear(prefix + "deciding", x, decided, bias=self._deciding_bias(layer))
+        if self.observer is not None:
+            self.observer(layer, x, decided)
+        self._prepare_up(layer, x)
+        out.fill(0.0)
+        for lease in self.store.scan(prefix + "ffn"):
+            ids = np.arange(lease.start, lease.stop, dtype=np.int32)
+            self._add_neurons(layer, lease, ids, decided, out)
         self._add_bias(prefix + "ffn.bias", out)
+
+    def _prepare_up(self, layer: int, x: np.ndarray) -> None:
+        if self.config.gated:
+            self.kernels.prepare(self.activations, x, self.views[f"layers.{layer}.ffn"]["up"])
+
+    def _add_neurons(
+        self, layer: int, lease, ids: np.ndarray, decided: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Add neurons `ids` of a lease, whose pre-activations are decided[:, ids], to `out`.
+
+        The activations are prepared for "up" where the FFN is gated.
+        """
+        kernels, n_tokens, n = self.kernels, out.shape[0], ids.size
+        views = self.views[f"layers.{layer}.ffn"]
+        pre = self.scratch.view("gathered", n_tokens, n)
+        np.take(decided, ids, axis=1, out=pre)
+        up = None
+        if self.config.gated:
+            up = self.scratch.view("up", n_tokens, n)
+            kernels.dot_ids(self.activations, lease.addresses, views["up"], ids, up)
+            if f"layers.{layer}.up.bias" in self.vectors:
+                up += self.vectors[f"layers.{layer}.up.bias"][ids]
+        kernels.activate(self.config.activation, pre, up, pre)
+        kernels.accumulate_ids(pre, lease.addresses, views["down"], ids, out)
+
+    def _deciding_piece(self, plane: str) -> str:
+        """The piece of an all-in-one bundle that decides."""
+        return "gate" if "gate" in self.views[plane] else "up"
+
+    def _deciding_bias(self, layer: int) -> str:
+        """The bias of the deciding matrix: it bears its own name in naturally sparse families."""
+        own = f"layers.{layer}.deciding.bias"
+        first = "gate" if self.config.gated else "up"
+        return own if own in self.vectors else f"layers.{layer}.{first}.bias"
 
     def dense_ffn(self, layer: int, x: np.ndarray, out: np.ndarray, plane: str = "ffn") -> None:
         """FFN without natural sparsity: every bundle (gate | up | down, or up | down) is walked."""

@@ -23,7 +23,7 @@ DIVISORS = (-8.0, -8.7, -7.4)
 def _pack(q: np.ndarray) -> np.ndarray:
     """uint8 [r, groups * 16] of q [r, groups, 32] in [-8, 7]."""
     u = (q + 8).astype(np.uint8)
-    return (u[:, :, :16] | (u[:, :, 16:] << 4)).reshape(q.shape[0], -1)
+    return (u[:, :, :16] | (u[:, :, 16:] << 4)).reshape(q.shape[0], q.shape[1] * 16)
 
 
 def _levels(x: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -79,7 +79,7 @@ class Int4(WeightType):
         q[:, :, 16:] = packed >> 4
         q -= 8
         scales = np.ascontiguousarray(raw[:, split:]).view("<f2").astype(np.float32)
-        return (q * scales[:, :, None]).reshape(r, -1)[:, :n_cols].copy()
+        return (q * scales[:, :, None]).reshape(r, groups * GROUP)[:, :n_cols].copy()
 
     def error_bound(self, rows: np.ndarray) -> np.ndarray:
         # Half a step between the outer levels; beyond them the distance to the nearer one, which is

@@ -41,7 +41,7 @@ class Int8(WeightType):
         q = np.rint(grouped(rows) / divisor[:, :, None])
         r, groups = scales.shape
         raw = np.empty((r, self.row_bytes(rows.shape[1])), dtype=np.uint8)
-        raw[:, : groups * GROUP] = q.astype(np.int8).reshape(r, -1).view(np.uint8)
+        raw[:, : groups * GROUP] = q.astype(np.int8).reshape(r, groups * GROUP).view(np.uint8)
         raw[:, groups * GROUP :] = scales.astype("<f2").view(np.uint8)
         return raw
 
@@ -49,7 +49,7 @@ class Int8(WeightType):
         r, groups = raw.shape[0], n_groups(n_cols)
         q = raw[:, : groups * GROUP].view(np.int8).astype(np.float32).reshape(r, groups, GROUP)
         scales = np.ascontiguousarray(raw[:, groups * GROUP :]).view("<f2").astype(np.float32)
-        return (q * scales[:, :, None]).reshape(r, -1)[:, :n_cols].copy()
+        return (q * scales[:, :, None]).reshape(r, groups * GROUP)[:, :n_cols].copy()
 
     def error_bound(self, rows: np.ndarray) -> np.ndarray:
         # Half a step, and a little for the rounding of x / scale and of q * scale.
