@@ -27,7 +27,10 @@ def why_not() -> str | None:
     return f"strace may not trace here: {done.stderr.strip()}" if done.returncode else None
 
 
-pytestmark = pytest.mark.skipif(why_not() is not None, reason=str(why_not()))
+_reason = why_not()
+pytestmark = [
+    pytest.mark.kernel, pytest.mark.skipif(_reason is not None, reason=str(_reason))
+]  # fmt: skip
 
 CHILD = """
 import os, sys

@@ -18,7 +18,7 @@ SOURCES += [f"ext/{name}.c" for name in ("avx2", "avx512", "neon")]
 FLAGS = ["-std=c11", "-g", "-D_GNU_SOURCE=1", "-Iext", "-Wall", "-Wextra", "-Werror",
          "-Wno-unused-parameter", "-Wno-unused-function"]  # fmt: skip
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.kernel]
 on_x86 = pytest.mark.skipif(platform.machine() != "x86_64", reason="for x86-64 machines")
 
 

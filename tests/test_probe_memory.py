@@ -237,6 +237,14 @@ def test_resident_memory_follows_an_allocation():
     assert after.rss >= after.rss_anon + after.rss_file
 
 
+def test_mapped_data_is_no_library(tmp_path):
+    """Another handle's model: opening it could wait for a device that does not answer."""
+    path = tmp_path / "model.flash"
+    path.write_bytes(bytes(8192))
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        assert mapped[0] == 0 and str(path) not in process.library_files()
+
+
 def test_library_files_are_dropped_and_still_work():
     files = process.library_files()
     assert any(path.endswith("_core.abi3.so") or "_core." in path for path in files)

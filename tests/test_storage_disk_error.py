@@ -19,6 +19,7 @@ from flashllm.storage import STORAGES, ReadBatch, open_storage
 from flashllm.units import MIB
 
 UNIT = 65536
+pytestmark = pytest.mark.kernel
 
 
 def call(*command):

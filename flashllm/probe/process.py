@@ -74,9 +74,12 @@ def group_charge(proc: Path = Path("/proc")) -> GroupCharge | None:
 
 
 def library_files() -> set[str]:
-    """Files that this process maps or has imported."""
+    """Files of code that this process maps or has imported.
+
+    Not data: a mapped model belongs to another handle, and its device may not answer just now.
+    """
     mapped = (line.split(maxsplit=5) for line in read_lines(Path("/proc/self/maps")))
-    paths = {f[5] for f in mapped if len(f) == 6 and f[5].startswith("/")}
+    paths = {f[5] for f in mapped if len(f) == 6 and "x" in f[1] and f[5].startswith("/")}
     for module in list(sys.modules.values()):
         for path in (getattr(module, "__file__", None), getattr(module, "__cached__", None)):
             if isinstance(path, str):
