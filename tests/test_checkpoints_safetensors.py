@@ -340,3 +340,20 @@ def test_tokenizer_files_are_carried_verbatim(tmp_path):
             "tokenizer.json": b"\x00anything",
             "chat_template.jinja": b"{{ x }}",
         }
+
+
+def test_parts_of_fused_tensors_have_names(tmp_path):
+    three = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+    save_file({"fused": three, "flat": np.zeros(4, np.float32)}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    with open_checkpoint(tmp_path) as checkpoint:
+        name = "fused[2:5 of 6]"
+        assert name in checkpoint and name not in checkpoint.names()
+        assert checkpoint.shape(name) == (3, 4) and checkpoint.dtype(name) == "f32"
+        rows = three.reshape(6, 4)[2:5]
+        np.testing.assert_array_equal(checkpoint.stored_rows(name, 0, 3), rows)
+        np.testing.assert_array_equal(checkpoint.stored_rows(name, 1, 2), rows[1:2])
+        assert "none[0:1 of 1]" not in checkpoint
+        for wrong in ("fused[2:5 of 7]", "fused[2:7 of 6]", "fused[5:2 of 6]", "flat[0:4 of 4]"):
+            with pytest.raises(CheckpointError, match="rows"):
+                checkpoint.shape(wrong)

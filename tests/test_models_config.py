@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashllm.checkpoints import open_checkpoint
+from flashllm.checkpoints import open_checkpoint, part_of
 from flashllm.errors import CheckpointError, FormatError, UnsupportedError
 from flashllm.models.base import ACTIVATIONS
 from flashllm.models.configs import config_from_dict, config_from_hf
@@ -50,7 +50,7 @@ def test_roles_cover_a_real_checkpoint_exactly(folder):
     tensors = [tensor for plane in roles.planes for _, tensor in plane.tensors]
     tensors += [part for vector in roles.vectors for part in vector.parts]
     used = {next(n for n in tensor.names if n in checkpoint): tensor for tensor in tensors}
-    assert set(used) == set(checkpoint.names())
+    assert {(part_of(name) or [name])[0] for name in used} == set(checkpoint.names())
     for name, tensor in used.items():
         assert checkpoint.shape(name) == tensor.shape, name
     for plane in roles.planes:
@@ -91,6 +91,26 @@ def test_llama3_frequencies_keep_the_fast_and_slow_the_slow():
     assert between.any()
     assert (scaled[between] < plain[between]).all()
     assert (scaled[between] > plain[between] / 8).all()
+
+
+def test_longrope_is_served_within_its_original_context():
+    stated = {"rope_type": "su", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8}
+    raw = {**LLAMA, "model_type": "phi3", "rope_scaling": stated}
+    for original, n_context, n_warnings in ((32, 32, 1), (128, 128, 0)):
+        warnings = []
+        raw["original_max_position_embeddings"] = original
+        config = config_from_hf(raw, warnings)
+        assert config.n_context == n_context and config.rope.kind == "longrope"
+        assert len(warnings) == n_warnings and all("longrope" in text for text in warnings)
+        grown = math.sqrt(1 + math.log(128 / original) / math.log(original))
+        assert config.rope.attention_factor == grown
+
+
+def test_a_rope_without_the_newer_fields_is_read():
+    good = json.loads(json.dumps(llama().to_dict()))
+    for key in ("beta_fast", "beta_slow", "truncate", "attention_factor", "factors"):
+        del good["rope"][key]
+    assert config_from_dict("llama", good) == llama()
 
 
 BIASES = [
@@ -191,7 +211,7 @@ def test_ffn_planes_follow_the_activation(activation, gated, deciding, pieces):
 REFUSALS = [
     (LLAMA, {"model_type": "mamba"}, "mamba"),
     (LLAMA, {"hidden_act": "tanh"}, "tanh"),
-    (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "yarn"),
+    (LLAMA, {"rope_scaling": {"rope_type": "ntk", "factor": 2.0}}, "ntk"),
     (LLAMA, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     (LLAMA, {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per kind of layer"),
     (OPT, {"activation_function": "quick_gelu"}, "quick_gelu"),
@@ -235,6 +255,12 @@ MALFORMED = [
     (LLAMA, {"rope_theta": -1.0}),
     (LLAMA, {"rope_scaling": {"rope_type": "linear"}}),
     (LLAMA, {"rope_scaling": [1]}),
+    (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4, "beta_fast": 1, "beta_slow": 2}}),
+    (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": "4"}}),
+    (LLAMA, {"rope_scaling": {"rope_type": "longrope", "long_factor": [1.0] * 8}}),
+    (LLAMA, {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 7}}),
+    (LLAMA, {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 7 + [0.0]}}),
+    (LLAMA, {"rope_scaling": {"rope_type": "longrope", "short_factor": [1.0] * 7 + ["1"]}}),
     (LLAMA, {"partial_rotary_factor": 0.2}),
     (LLAMA, {"eos_token_id": "2"}),
     (LLAMA, {"hidden_act": 3}),

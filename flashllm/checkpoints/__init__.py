@@ -1,7 +1,7 @@
 """Source checkpoints, read lazily and suspiciously (contract in base.py)."""
 
 from ..registry import Registry
-from .base import STORAGE_DTYPES, Checkpoint, widen
+from .base import STORAGE_DTYPES, Checkpoint, part_of, widen
 from .llama2c import Llama2cCheckpoint
 from .opening import open_checkpoint
 from .rwkv_cpp import RWKVCppCheckpoint
@@ -12,4 +12,4 @@ CHECKPOINTS: Registry[type[Checkpoint]] = Registry(
     {kind.kind: kind for kind in (SafetensorsCheckpoint, Llama2cCheckpoint, RWKVCppCheckpoint)},
 )
 
-__all__ = ["CHECKPOINTS", "STORAGE_DTYPES", "Checkpoint", "open_checkpoint", "widen"]
+__all__ = ["CHECKPOINTS", "STORAGE_DTYPES", "Checkpoint", "open_checkpoint", "part_of", "widen"]

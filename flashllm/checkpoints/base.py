@@ -9,11 +9,15 @@ The contract:
   that were read are dropped from the page cache, so that a conversion inside a memory cgroup is
   not charged for its input;
 - nothing is ever written to the source, and nothing in it is executed or imported;
+- "NAME[a:b of n]" names a part of a fused tensor where a source has such: rows a to b-1 of tensor
+  NAME seen as a matrix of its last axis, which must have n rows.  It has a shape and rows like any
+  other name, and is not among `names()`;
 - not thread-safe; close() is idempotent, and after it every read raises ClosedError.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
@@ -39,6 +43,21 @@ STORAGE_DTYPES = {
     "f16": np.dtype("<f2"),
     "bf16": np.dtype("<u2"),
 }
+
+
+_PART = re.compile(r"(.+)\[(\d{1,12}):(\d{1,12}) of (\d{1,12})\]")
+
+
+def part_of(name: str) -> tuple[str, int, int, int] | None:
+    """(tensor, first row, row after the last, rows in all) of a part's name, None for a tensor's.
+
+    The inverse of models.base.rows_of, which writes such names into roles.
+    """
+    found = _PART.fullmatch(name)
+    if found is None:
+        return None
+    tensor, *numbers = found.groups()
+    return tensor, *map(int, numbers)
 
 
 def widen(stored: np.ndarray, dtype: str) -> np.ndarray:

@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedError
-from .base import STORAGE_DTYPES, TOKENIZER_FILES, Checkpoint
+from .base import STORAGE_DTYPES, TOKENIZER_FILES, Checkpoint, part_of
 from .files import MAX_TOKENIZER_BYTES, SourceFile, read_json, read_whole
 from .sampling import sample_digest
 from .scan import Scanner
@@ -125,6 +125,18 @@ def _check_layout(file: SourceFile, entries: dict[str, Entry], base: int) -> Non
         raise CheckpointError(file.path, "file size", end, file.size)
 
 
+def _entry_of_part(whole: Entry, name: str, start: int, stop: int, n_rows: int) -> Entry:
+    """The entry of rows start .. stop-1 of `whole`, tensor `name`, which must have `n_rows`."""
+    found = math.prod(whole.shape[:-1])
+    if len(whole.shape) < 2 or found != n_rows or not start <= stop <= n_rows:
+        raise CheckpointError(
+            whole.file.path, f"shape of {name!r}", f"{n_rows} rows", list(whole.shape)
+        )
+    row_bytes = whole.n_bytes // n_rows if n_rows else 0
+    begin, n_bytes = whole.begin + start * row_bytes, (stop - start) * row_bytes
+    return Entry(whole.file, whole.dtype, (stop - start, whole.shape[-1]), begin, n_bytes)
+
+
 def read_index(path: Path) -> dict[str, str]:
     """{tensor name: shard file name} of an index; a shard is a plain name beside the index."""
     try:
@@ -208,7 +220,10 @@ class SafetensorsCheckpoint(Checkpoint):
         return list(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries
+        if name in self._entries:
+            return True
+        part = part_of(name) if isinstance(name, str) else None
+        return part is not None and part[0] in self._entries
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._entry(name).shape
@@ -217,10 +232,12 @@ class SafetensorsCheckpoint(Checkpoint):
         return self._entry(name).dtype
 
     def _entry(self, name: str) -> Entry:
-        try:
+        if name in self._entries:
             return self._entries[name]
-        except KeyError:
-            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing") from None
+        part = part_of(name)
+        if part is None or part[0] not in self._entries:
+            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing")
+        return _entry_of_part(self._entries[part[0]], *part)
 
     def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         self.check_open()

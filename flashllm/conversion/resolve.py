@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..checkpoints import STORAGE_DTYPES, Checkpoint
+from ..checkpoints import STORAGE_DTYPES, Checkpoint, part_of
 from ..errors import CheckpointError, UnsupportedError
 from ..models.base import ModelConfig, PlaneRole, Roles, TensorRole
 from ..models.configs import config_from_dict, config_from_hf
@@ -137,7 +137,7 @@ def _warn_of_unused(
     used: set[str],
     warnings: list[str],
 ) -> None:
-    known = set(used)
+    known = {part[0] if (part := part_of(name)) else name for name in used}
     if config.tied:
         known.add("lm_head.weight")
     ignored = re.compile("|".join(roles.ignored)) if roles.ignored else None

@@ -73,6 +73,12 @@ class TensorRole:
         return self.shape[0] if self.transposed else self.shape[1]
 
 
+def rows_of(names: tuple[str, ...], start: int, n: int, n_rows: int) -> tuple[str, ...]:
+    """Names, for a TensorRole, of rows start .. start+n-1 of a fused tensor of `n_rows` rows; every
+    axis but its last counts as rows (the experts of a three-dimensional one follow each other)."""
+    return tuple(f"{name}[{start}:{start + n} of {n_rows}]" for name in names)
+
+
 @dataclass(frozen=True)
 class PlaneRole:
     """A plane: `tensors` are (name, tensor): stacked parts of "rows", or pieces of "bundles".

@@ -85,6 +85,16 @@ class Fields:
                 raise self.fail(key, f"integers from {low} to {high}", item)
         return tuple(value)
 
+    def numbers(
+        self, key: str, low: float, high: float, max_length: int, default: Any = _ABSENT
+    ) -> tuple[float, ...]:
+        value = self._value(key, default)
+        if not isinstance(value, list | tuple) or len(value) > max_length:
+            raise self.fail(key, f"a list of at most {max_length} numbers", value)
+        items = Fields({str(i): item for i, item in enumerate(value)}, f"{self.path}: {key}",
+                       self.error)  # fmt: skip
+        return tuple(items.number(name, low, high) for name in items.raw)
+
     def sub(self, key: str) -> Fields | None:
         """The object under `key`, or None where it is absent or null."""
         value = self.get(key)

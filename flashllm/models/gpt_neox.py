@@ -13,7 +13,7 @@ class GPTNeoXModel(DecoderModel):
         super().__init__(
             config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
         )
-        self.rope = RopeTable(config.rope.inverse_frequencies(), n_context)
+        self.rope = RopeTable(config.rope, n_context)
         norms = ["final_norm"]
         for i in range(config.n_layers):
             norms += [f"layers.{i}.attn_norm", f"layers.{i}.ffn_norm"]

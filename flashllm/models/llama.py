@@ -17,7 +17,7 @@ class LlamaModel(DecoderModel):
         super().__init__(
             config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
         )
-        self.rope = RopeTable(config.rope.inverse_frequencies(), n_context)
+        self.rope = RopeTable(config.rope, n_context)
         for layer in range(config.n_layers):
             for norm in ("attn_norm", "ffn_norm"):
                 name = f"layers.{layer}.{norm}.weight"

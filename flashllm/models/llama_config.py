@@ -1,4 +1,4 @@
-"""The llama family's config and tensor roles: Llama 2/3, Mistral, Qwen2, dense Qwen3, Arcee.
+"""The llama family's config and roles: Llama 2/3, Mistral, Qwen2, dense Qwen3, Arcee, Phi-3.
 
 RMSNorm, rotary attention with grouped key/value heads, a gated FFN down(act(gate(x)) * up(x)) or,
 with our own config key `"mlp_gated": false`, an ungated one down(act(up(x))).  What differs between
@@ -26,6 +26,7 @@ from .base import (
     hf_head_dim,
     hf_sizes,
     rows,
+    rows_of,
 )
 from .fields import MAX_CONTEXT, MAX_HEADS, MAX_LAYERS, MAX_WIDTH, Fields
 from .rope import Rope, rope_from_dict, rope_from_hf
@@ -33,12 +34,13 @@ from .rope import Rope, rope_from_dict, rope_from_hf
 # Used where config.json is silent, as the checkpoints' own configuration classes have them.
 _DEFAULT_KV_HEADS = {"mistral": 8, "mixtral": 8}
 _DEFAULT_HEAD_DIM = {"qwen3": 128}
-_DEFAULT_EPS = {"arcee": 1e-5, "mixtral": 1e-5, "olmoe": 1e-5}
+_DEFAULT_EPS = {"arcee": 1e-5, "mixtral": 1e-5, "olmoe": 1e-5, "phi3": 1e-5}
 _DEFAULT_ROTATED = {"nemotron": 0.5}
 _DEFAULT_ACTIVATION = {"arcee": "relu2", "nemotron": "relu2"}
 _UNGATED = ("arcee", "nemotron")
 _OPTIONAL_BIAS = ("llama", "arcee", "nemotron")  # of attention and FFN alike
-_ALWAYS_WINDOWED = ("mistral", "mixtral")
+_ALWAYS_WINDOWED = ("mistral", "mixtral", "phi3")
+_FUSED = ("phi3",)  # q, k and v in one tensor, and gate and up
 _MAY_BE_WINDOWED = ("qwen2", "qwen3", "qwen2_moe", "qwen3_moe")
 
 
@@ -47,7 +49,9 @@ class LlamaConfig(ModelConfig):
     """`windows`: per layer the number of keys a token sees, itself included; 0 is all of them."""
 
     family: ClassVar[str] = "llama"
-    model_types: ClassVar[tuple[str, ...]] = ("llama", "mistral", "qwen2", "qwen3", "arcee")
+    model_types: ClassVar[tuple[str, ...]] = (
+        "llama", "mistral", "qwen2", "qwen3", "arcee", "phi3",
+    )  # fmt: skip
 
     rope: Rope
     windows: tuple[int, ...]
@@ -69,6 +73,14 @@ class LlamaConfig(ModelConfig):
             n_kv_heads = _DEFAULT_KV_HEADS.get(model_type, n_heads)
         n_kv_heads = source.integer("num_key_value_heads", 1, MAX_HEADS, n_kv_heads)
         check_heads(source, n_heads, n_kv_heads)
+        rope = rope_from_hf(
+            source, head_dim, n_context, rotated=_DEFAULT_ROTATED.get(model_type, 1.0)
+        )
+        if rope.kind == "longrope" and n_context > rope.original_n_context:
+            # its long factors hold for whole sequences of a length, not for positions: the first
+            # tokens of a sequence would have to be computed anew when it passes that length
+            n_context = rope.original_n_context
+            notes.append(f"longrope is computed for its original {n_context} tokens, not beyond")
         attention_bias = source.flag("attention_bias", False)
         attention_bias = attention_bias and model_type in (*_OPTIONAL_BIAS, "qwen3")
         return {
@@ -88,9 +100,7 @@ class LlamaConfig(ModelConfig):
             "gated": source.flag("mlp_gated", True) and model_type not in _UNGATED,
             "tied": source.flag("tie_word_embeddings", False),
             **hf_ends(source, vocab_size, notes),
-            "rope": rope_from_hf(
-                source, head_dim, n_context, rotated=_DEFAULT_ROTATED.get(model_type, 1.0)
-            ),
+            "rope": rope,
             "windows": _windows(source, model_type, n_layers, notes),
             "qkv_bias": attention_bias or model_type == "qwen2",
             "o_bias": attention_bias,
@@ -138,16 +148,16 @@ class LlamaConfig(ModelConfig):
 
     def _layer_planes(self, i: int, n_q: int) -> list[PlaneRole]:
         h, n, n_kv = self.hidden_size, self.intermediate_size, self.n_kv_heads * self.head_dim
-        attention = f"layers.{i}.self_attn"
-        gate = ("gate", _tensor(f"layers.{i}.mlp.gate_proj.weight", n, h))
-        up = ("up", _tensor(f"layers.{i}.mlp.up_proj.weight", n, h))
-        down = ("down", _tensor(f"layers.{i}.mlp.down_proj.weight", h, n, transposed=True))
-        qkv = (
-            ("q", _tensor(f"{attention}.q_proj.weight", n_q, h)),
-            ("k", _tensor(f"{attention}.k_proj.weight", n_kv, h)),
-            ("v", _tensor(f"{attention}.v_proj.weight", n_kv, h)),
-        )
-        pieces = (gate, up, down) if self.gated else (up, down)
+        attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
+        qkv, gate_up = (("q", n_q), ("k", n_kv), ("v", n_kv)), (("gate", n), ("up", n))
+        down = ("down", _tensor(f"{mlp}.down_proj.weight", h, n, transposed=True))
+        if self.model_type in _FUSED:
+            qkv = _fused(f"{attention}.{{}}_proj.weight", qkv, h)
+            gate_up = _fused(f"{mlp}.{{}}_proj.weight", gate_up, h)
+        else:
+            qkv = tuple((p, _tensor(f"{attention}.{p}_proj.weight", k, h)) for p, k in qkv)
+            gate_up = tuple((p, _tensor(f"{mlp}.{p}_proj.weight", k, h)) for p, k in gate_up)
+        pieces = (*gate_up, down) if self.gated else (gate_up[1], down)
         return [
             PlaneRole(f"layers.{i}.qkv", "rows", "dense", qkv),
             rows(f"layers.{i}.o", _tensor(f"{attention}.o_proj.weight", h, n_q)),
@@ -190,6 +200,20 @@ def stem(name: str) -> tuple[str, ...]:
 
 def _tensor(name: str, *shape: int, transposed: bool = False) -> TensorRole:
     return TensorRole(stem(name), shape, transposed)
+
+
+def _fused(
+    name: str, parts: tuple[tuple[str, int], ...], n_cols: int
+) -> tuple[tuple[str, TensorRole], ...]:
+    """Parts (name, rows) of one tensor, whose name is `name` with all of theirs joined by "_" or,
+    for q, k and v, not joined; separate tensors are found too."""
+    joined = name.format("qkv" if parts[0][0] == "q" else "_".join(part for part, _ in parts))
+    n_rows, start, found = sum(n for _, n in parts), 0, []
+    for part, n in parts:
+        names = stem(name.format(part)) + rows_of(stem(joined), start, n, n_rows)
+        found.append((part, TensorRole(names, (n, n_cols))))
+        start += n
+    return tuple(found)
 
 
 def _windows(source: Fields, model_type: str, n_layers: int, notes: list[str]) -> tuple[int, ...]:

@@ -28,6 +28,7 @@ from transformers import (
     NemotronConfig,
     OlmoeConfig,
     OPTConfig,
+    Phi3Config,
     Qwen2Config,
     Qwen2MoeConfig,
     Qwen3Config,
@@ -70,7 +71,17 @@ LLAMA3_ROPE = dict(
     original_max_position_embeddings=32,
 )
 
-# name -> (config class, overrides, dtype, edit of the written folder)
+YARN = dict(
+    rope_type="yarn", rope_theta=1e3, factor=4.0, original_max_position_embeddings=16,
+    beta_fast=3.0, beta_slow=0.2,
+)  # fmt: skip
+LONGROPE = dict(
+    rope_type="longrope", rope_theta=1e3, partial_rotary_factor=0.8,
+    short_factor=[1.0, 1.1, 1.5, 2.5], long_factor=[2.0, 3.0, 4.0, 8.0],
+)  # fmt: skip
+
+# name -> (config class, overrides, dtype, edit of the written folder); the seed of a variant is its
+# place, so new ones come last
 VARIANTS = {
     "llama-mha": (LlamaConfig, dict(num_key_value_heads=4), "bfloat16", None),
     "llama-rope3": (LlamaConfig, dict(rope_parameters=LLAMA3_ROPE), "bfloat16", None),
@@ -179,6 +190,21 @@ VARIANTS = {
         "no-transformer-prefix",
     ),
     "olmoe": (OlmoeConfig, dict(EXPERTS, num_experts=8, num_experts_per_tok=2), "bfloat16", None),
+    "phi3": (Phi3Config, dict(sliding_window=9, pad_token_id=0), "bfloat16", None),
+    "phi3-longrope": (
+        Phi3Config,
+        dict(rope_parameters=LONGROPE, max_position_embeddings=256, pad_token_id=0,
+             original_max_position_embeddings=64, hidden_act="relu"),
+        "float16",
+        None,
+    ),
+    "llama-yarn": (LlamaConfig, dict(rope_parameters=YARN), "bfloat16", None),
+    "qwen3-yarn": (
+        Qwen3Config,
+        dict(head_dim=16, rope_parameters=dict(YARN, attention_factor=1.3, truncate=False)),
+        "bfloat16",
+        None,
+    ),
 }
 
 
