@@ -103,6 +103,8 @@ cdef extern from "fl_kernels.h" nogil:
     fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                                int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                float *y, int64_t y_stride)
+    void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
+                       int64_t n_planes, float *out)
     fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
                            float *out)
     void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
@@ -185,6 +187,14 @@ cdef class NativeKernels:
         with nogil:
             status = fl_op_dot(&self.engine, &acts, &p, &items, &out[0, column], out.shape[1])
         self.check(status)
+
+    def low_bit(self, const float[:, ::1] x not None, const uint8_t[::1] q not None,
+                int64_t q_stride, const float[::1] scales not None, int64_t scale_stride,
+                const uint8_t[:, ::1] rows not None, int64_t n_planes, float[::1] out not None):
+        cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
+                                    scale_stride)
+        with nogil:
+            fl_op_low_bit(&self.engine, &acts, &rows[0, 0], rows.shape[0], n_planes, &out[0])
 
     def accumulate(self, const float[:, ::1] coef not None, tuple piece not None,
                    const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,

@@ -149,6 +149,38 @@ FN vf w_dot(wi w, const uint8_t *q)
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
+/* -------------------------------------------------------------------------------- rows of bits */
+
+/* A plane's 32 bits select bytes of q; two of them stay below 2^8 in magnitude. */
+KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, size_t n_planes,
+                    float *out)
+{
+    size_t plane = (size_t)acts->q_stride / 8, groups = ((size_t)acts->n_cols + 31) / 32;
+    const __m256i spread = _mm256_setr_epi8(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 2, 2, 2,
+                                            2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3, 3, 3);
+    const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
+    const __m256i ones = _mm256_set1_epi8(1);
+    const __m256i below = _mm256_set1_epi16((int16_t)(1 - (1 << n_planes)));
+    for (size_t r = 0; r < n_rows; r++, rows += n_planes * plane) {
+        vf acc = v_zero();
+        for (size_t g = 0; g < groups; g++) {
+            __m256i q = _mm256_loadu_si256((const __m256i *)(acts->q + 32 * g));
+            __m256i sum = _mm256_madd_epi16(_mm256_maddubs_epi16(ones, q), below);
+            for (size_t p = 0; p < n_planes; p++) {
+                int32_t bits;
+                memcpy(&bits, rows + p * plane + 4 * g, 4);
+                __m256i bytes = _mm256_shuffle_epi8(_mm256_set1_epi32(bits), spread);
+                __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit);
+                __m256i pairs = _mm256_maddubs_epi16(ones, _mm256_and_si256(q, on));
+                __m256i weight = _mm256_set1_epi16((int16_t)(2 << p));
+                sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, weight));
+            }
+            acc = v_fma(_mm256_cvtepi32_ps(sum), x_scale(acts->scales + g), acc);
+        }
+        out[r] = _mm_cvtss_f32(sum4(acc, acc, acc, acc));
+    }
+}
+
 #include "fl_simd_rows.h"
 #include "fl_simd_layers.h"
 

@@ -151,6 +151,41 @@ FN vf w_dot(wi w, const uint8_t *q)
     return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(w.minus, _mm512_loadu_si512(q), w.w));
 }
 
+/* -------------------------------------------------------------------------------- rows of bits */
+
+/* A plane's 64 bits are a mask of 2^(p + 1); activations lose their + 128 and are the signed side. */
+KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, size_t n_planes,
+                    float *out)
+{
+    enum { ROWS = 4 };
+    size_t blocks = (size_t)acts->q_stride / 64, row_bytes = n_planes * blocks * 8;
+    const __m512i flip = _mm512_set1_epi8((char)128), ones = _mm512_set1_epi8(1);
+    const __m512i below = _mm512_set1_epi32(-((1 << n_planes) - 1));
+    for (size_t r = 0; r < n_rows; r += ROWS) {
+        size_t some = n_rows - r < ROWS ? n_rows - r : ROWS;
+        vf acc[ROWS] = {v_zero(), v_zero(), v_zero(), v_zero()};
+        for (size_t b = 0; b < blocks; b++) {
+            __m512i q = _mm512_xor_si512(_mm512_loadu_si512(acts->q + 64 * b), flip);
+            __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, q);
+            __m512i from = _mm512_mullo_epi32(sums, below);
+            vf scale = x_scale(acts->scales + 2 * b);
+            for (size_t i = 0; i < some; i++) {
+                const uint8_t *at = rows + (r + i) * row_bytes + 8 * b;
+                __m512i products = from;
+                for (size_t p = 0; p < n_planes; p++, at += blocks * 8) {
+                    uint64_t bits;
+                    memcpy(&bits, at, 8);
+                    __m512i weight = _mm512_maskz_set1_epi8(bits, (char)(2 << p));
+                    products = _mm512_dpbusd_epi32(products, weight, q);
+                }
+                acc[i] = v_fma(_mm512_cvtepi32_ps(products), scale, acc[i]);
+            }
+        }
+        for (size_t i = 0; i < some; i++)
+            out[r + i] = _mm_cvtss_f32(sum4(acc[i], acc[i], acc[i], acc[i]));
+    }
+}
+
 #include "fl_simd_rows.h"
 #include "fl_simd_layers.h"
 

@@ -71,6 +71,13 @@ typedef void (*fl_accumulate_fn)(const float *coef, size_t coef_stride, size_t n
                                  const uint8_t *const *rows, size_t n_rows, size_t n_cols,
                                  size_t first, size_t last, float *y, size_t y_stride);
 
+/* Rows of a few bits a column, for one token: out[r] = sum over groups of scale * sum of q * level,
+ * with the odd levels 2 * code - (2^n_planes - 1).  A row is n_planes planes of q_stride / 8 bytes,
+ * the low bits first; bit c % 8 of byte c / 8 is column c's.  Bits past n_cols meet q = 0. */
+typedef void (*fl_low_bit_fn)(const fl_acts *acts, const uint8_t *rows, size_t n_rows,
+                              size_t n_planes, float *out);
+enum { FL_MAX_PLANES = 6 };
+
 typedef void (*fl_decode_fn)(const uint8_t *row, size_t n_cols, float *out);
 
 typedef struct {
@@ -79,6 +86,7 @@ typedef struct {
     fl_dot_fn dot[FL_N_WEIGHT_TYPES];
     fl_accumulate_fn accumulate[FL_N_WEIGHT_TYPES];
     fl_decode_fn decode[FL_N_WEIGHT_TYPES];
+    fl_low_bit_fn low_bit;
     void (*rms_norm)(const float *x, const float *weight, size_t n, float eps, float *out);
     void (*layer_norm)(const float *x, const float *weight, const float *bias, size_t n, float eps,
                        float *out);
@@ -93,6 +101,9 @@ typedef struct {
 } fl_kernel_set;
 
 extern const fl_kernel_set fl_serial;
+/* The serial loop, for sets that have none of their own. */
+void fl_serial_low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, size_t n_planes,
+                       float *out);
 #if defined(__x86_64__)
 #define FL_HAVE_X86 1
 extern const fl_kernel_set fl_avx2, fl_avx512;
@@ -119,6 +130,8 @@ fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_pie
 fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                                   int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                   float *y, int64_t y_stride);
+void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
+                   int64_t n_planes, float *out);
 fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
                               float *out);
 void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,

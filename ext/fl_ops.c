@@ -127,6 +127,34 @@ fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_pie
     return (fl_kernel_status)atomic_load(&j.status);
 }
 
+/* ------------------------------------------------------------------------------- rows of bits */
+
+typedef struct {
+    const fl_engine *e;
+    const fl_acts *acts;
+    const uint8_t *rows;
+    int64_t n_rows, n_planes;
+    float *out;
+    int parts;
+} low_bit_job;
+
+static void low_bit_part(void *context, int part)
+{
+    const low_bit_job *j = context;
+    int64_t first = cut(j->n_rows, part, j->parts), end = cut(j->n_rows, part + 1, j->parts);
+    int64_t row_bytes = j->n_planes * (j->acts->q_stride / 8);
+    j->e->set->low_bit(j->acts, j->rows + first * row_bytes, (size_t)(end - first),
+                       (size_t)j->n_planes, j->out + first);
+}
+
+void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
+                   int64_t n_planes, float *out)
+{
+    low_bit_job j = {e, acts, rows, n_rows, n_planes, out, 1};
+    j.parts = parts_for(e, n_rows, acts->n_cols, 4);
+    fl_pool_run(e->pool, low_bit_part, &j, j.parts);
+}
+
 /* ---------------------------------------------------------------------------------- accumulate */
 
 typedef struct {

@@ -152,6 +152,7 @@ KERNEL void activate(fl_activation kind, const float *pre, const float *up, size
         .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16, accumulate_int8,           \
                        accumulate_int4},                                                           \
         .decode = {decode_f32, decode_f16, decode_bf16, decode_int8, decode_int4},                 \
+        .low_bit = low_bit,                                                                        \
         .rms_norm = rms_norm,                                                                      \
         .layer_norm = layer_norm,                                                                  \
         .rope = rope,                                                                              \

@@ -178,6 +178,9 @@ FN vf w_dot(wi w, const uint8_t *q)
                 vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), w.hi, vld1q_s8(x + 16))));
 }
 
+/* Rows of bits: not worth instructions of their own yet. */
+#define low_bit fl_serial_low_bit
+
 #include "fl_simd_rows.h"
 #include "fl_simd_layers.h"
 

@@ -83,6 +83,26 @@ FLOAT_DOT(dot_bf16, value_bf16)
 INTEGER_DOT(dot_int8, level_int8, scale_int8)
 INTEGER_DOT(dot_int4, level_int4, scale_int4)
 
+void fl_serial_low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, size_t n_planes,
+                       float *out)
+{
+    size_t plane = (size_t)acts->q_stride / 8, groups = ((size_t)acts->n_cols + 31) / 32;
+    for (size_t r = 0; r < n_rows; r++, rows += n_planes * plane) {
+        double sum = 0;
+        for (size_t g = 0; g < groups; g++) {
+            int32_t products = 0; /* at most 32 * 127 * 63 */
+            for (size_t c = 32 * g; c < 32 * g + 32; c++) {
+                int code = 0;
+                for (size_t p = 0; p < n_planes; p++)
+                    code |= (rows[p * plane + c / 8] >> c % 8 & 1) << p;
+                products += (2 * code - (1 << n_planes) + 1) * (int8_t)acts->q[c];
+            }
+            sum += (double)products * acts->scales[g];
+        }
+        out[r] = (float)sum;
+    }
+}
+
 /* --------------------------------------------------------------------------------- accumulate */
 
 #define FLOAT_ACCUMULATE(NAME, VALUE)                                                              \
@@ -217,6 +237,7 @@ const fl_kernel_set fl_serial = {
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16, accumulate_int8,
                    accumulate_int4},
     .decode = {decode_f32, decode_f16, decode_bf16, decode_int8, decode_int4},
+    .low_bit = fl_serial_low_bit,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .rope = rope,

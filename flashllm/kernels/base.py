@@ -34,6 +34,7 @@ from ..units import align_up
 
 ACTIVATIONS = {"silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4}
 MAX_HEAD_DIM = 512
+MAX_PLANES = 6  # bits of a low-bit row's column
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,12 @@ class PieceView:
         ):
             raise UsageError(f"{self} is not a piece: it ends at byte {ends} of its item")
 
+    @classmethod
+    def of_rows(cls, weight_type: str, n_rows: int, n_cols: int) -> PieceView:
+        """`n_rows` rows one after another in one frame, each at a multiple of 16 bytes."""
+        kind = WEIGHT_TYPES[weight_type]
+        return cls(kind.code, n_rows, align_up(kind.row_bytes(n_cols), 16), 0, n_cols)
+
     @property
     def quantised(self) -> bool:
         """Whether dots with this piece use int8 activations."""
@@ -79,6 +86,11 @@ class PieceView:
 def weight_code(name: str) -> int:
     """The code of the weight type called `name`, for a PieceView."""
     return WEIGHT_TYPES[name].code
+
+
+def low_bit_row_bytes(n_cols: int, n_planes: int) -> int:
+    """Bytes of one row of bits: whole words of 64 columns, plane after plane."""
+    return n_planes * (align_up(n_cols, 64) // 8)
 
 
 class Activations:
@@ -227,6 +239,28 @@ class KernelSet(ABC):
         _check_width("out", out, len(ids))
         if len(ids):
             self._dot(acts, x, addresses, piece, ids, 0, len(ids), out)
+
+    def low_bit(
+        self, acts: Activations, rows: np.ndarray, n_planes: int, out: np.ndarray
+    ) -> None:
+        """out[r] = dot(levels of row r, x) for one token prepared for an integer piece.
+
+        rows  uint8 [n, low_bit_row_bytes(n_cols, n_planes)]: planes of bits, the lowest first; bit
+              c % 8 of a plane's byte c // 8 is column c's.  The levels are the odd numbers
+              2 * code - (2^n_planes - 1).
+        out   float32 [n]
+        """
+        self._open()
+        x = acts.x
+        if x is None or not acts.quantised or len(x) != 1:
+            raise UsageError("activations were not prepared for rows of bits")
+        if not 1 <= n_planes <= MAX_PLANES:
+            raise UsageError(f"rows of bits have 1 to {MAX_PLANES} planes, not {n_planes}")
+        row_bytes = low_bit_row_bytes(x.shape[1], n_planes)
+        check_array("rows", rows, np.uint8, (None, row_bytes))
+        check_array("out", out, np.float32, (len(rows),), out=True)
+        if len(rows):
+            self._low_bit(acts, x, rows, n_planes, out)
 
     # --------------------------------------------------------------------------------- accumulate
 
@@ -424,6 +458,9 @@ class KernelSet(ABC):
 
     @abstractmethod
     def _dot(self, acts, x, addresses, piece, ids, start, n, out) -> None: ...
+
+    @abstractmethod
+    def _low_bit(self, acts, x, rows, n_planes, out) -> None: ...
 
     @abstractmethod
     def _accumulate(self, coef, addresses, piece, ids, start, n, y) -> None: ...

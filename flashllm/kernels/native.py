@@ -58,6 +58,10 @@ class NativeSet(KernelSet):
             piece.as_ints(), addresses, ids, start, n, out, column,
         )  # fmt: skip
 
+    def _low_bit(self, acts, x, rows, n_planes, out) -> None:
+        q_stride, scale_stride = acts.strides(x.shape[1])
+        self._core.low_bit(x, acts.q, q_stride, acts.scales, scale_stride, rows, n_planes, out)
+
     def _accumulate(self, coef, addresses, piece, ids, start, n, y) -> None:
         self._core.accumulate(coef, piece.as_ints(), addresses, ids, start, n, y)
 

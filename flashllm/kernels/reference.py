@@ -100,6 +100,15 @@ class ReferenceSet(KernelSet):
             for t in range(len(x)):
                 out[t, first : first + n] = (rows * x[t]).sum(axis=1)
 
+    def _low_bit(self, acts, x, rows, n_planes, out) -> None:
+        planes = np.unpackbits(rows.reshape(len(rows), n_planes, -1), axis=2, bitorder="little")
+        groups = -(-x.shape[1] // GROUP)
+        codes = (planes.astype(np.int64) << np.arange(n_planes)[:, None]).sum(axis=1)
+        levels = 2 * codes[:, : groups * GROUP] - 2**n_planes + 1
+        q, scales = quantise(x[0])
+        sums = (levels.reshape(len(rows), groups, GROUP) * q).sum(axis=2)
+        out[:] = (sums * scales.astype(np.float64)).sum(axis=1)
+
     def _accumulate(self, coef, addresses, piece, ids, start, n, y) -> None:
         self._ascending(ids)
         raw = self._raw(addresses, piece, ids, start, n)
