@@ -36,6 +36,14 @@ OPT = {
     "max_position_embeddings": 128,
     "eos_token_id": 2,
 }
+FALCON = {
+    "model_type": "falcon",
+    "vocab_size": 100,
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "eos_token_id": 2,
+}
 
 
 def llama(**changes):
@@ -215,6 +223,7 @@ REFUSALS = [
     (LLAMA, {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "dynamic"),
     (LLAMA, {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per kind of layer"),
     (OPT, {"activation_function": "quick_gelu"}, "quick_gelu"),
+    (FALCON, {"alibi": True}, "ALiBi"),
 ]
 
 
@@ -236,6 +245,7 @@ COUNTS = [
     (LLAMA, "max_position_embeddings"),
     (OPT, "ffn_dim"),
     (OPT, "word_embed_proj_dim"),
+    (FALCON, "ffn_hidden_size"),
 ]
 
 
@@ -267,6 +277,8 @@ MALFORMED = [
     (LLAMA, {"hidden_size": 66, "head_dim": None}),
     (LLAMA, {"vocab_size": None}),
     (OPT, {"hidden_size": 66}),
+    (FALCON, {"hidden_size": 66}),
+    (FALCON, {"new_decoder_architecture": True, "num_kv_heads": 3}),
     (OPT, {"do_layer_norm_before": 0}),
     ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True}, {"layer_types": ["x"]}),
 ]
@@ -284,7 +296,7 @@ def test_no_config_is_a_typed_error(raw):
         config_from_hf(raw)
 
 
-@pytest.mark.parametrize("base", [LLAMA, OPT], ids=["llama", "opt"])
+@pytest.mark.parametrize("base", [LLAMA, OPT, FALCON], ids=["llama", "opt", "falcon"])
 def test_every_field_of_a_carried_config_is_checked(base):
     config = config_from_hf(base)
     good = json.loads(json.dumps(config.to_dict()))

@@ -269,11 +269,12 @@ def common_from_dict(source: Fields, model_types: tuple[str, ...]) -> dict[str, 
     return values
 
 
-def check_plain(source: Fields, values: dict[str, Any]) -> None:
-    """Raises unless heads share out the hidden size, each with its own key, and no FFN is gated."""
+def check_plain(source: Fields, values: dict[str, Any], *, grouped: bool = False) -> None:
+    """Raises unless heads share out the hidden size, each with its own key (unless `grouped`), and
+    no FFN is gated."""
     if values["n_heads"] * values["head_dim"] != values["hidden_size"]:
         raise source.fail("head_dim", "hidden_size / n_heads", values["head_dim"])
-    if values["gated"] or values["n_kv_heads"] != values["n_heads"]:
+    if values["gated"] or not (grouped or values["n_kv_heads"] == values["n_heads"]):
         raise source.fail("config", "an ungated FFN and a key head per head", "otherwise")
 
 

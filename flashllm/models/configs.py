@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import FormatError, UnsupportedError
 from ..registry import Registry
 from .base import ModelConfig
+from .falcon_config import FalconConfig
 from .fields import Fields
 from .gpt2_config import GPT2Config
 from .gpt_neox_config import GPTNeoXConfig
@@ -19,8 +20,8 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     {
         config.family: config
         for config in (
-            GPT2Config, GPTNeoXConfig, LlamaConfig, MoEConfig, NemotronConfig, OPTConfig,
-            RWKVConfig,
+            FalconConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MoEConfig, NemotronConfig,
+            OPTConfig, RWKVConfig,
         )  # fmt: skip
     },
 )

@@ -14,7 +14,8 @@ from .rwkv import RWKVModel
 MODELS: Registry[type[DecoderModel]] = Registry(
     "model family",
     {
-        "gpt2": OPTModel,  # the same pass; only config and tensors differ
+        "falcon": GPTNeoXModel,  # the same pass; only config and tensors differ
+        "gpt2": OPTModel,  # likewise
         "gpt_neox": GPTNeoXModel,
         "llama": LlamaModel,
         "moe": MoEModel,

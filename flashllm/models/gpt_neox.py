@@ -1,4 +1,5 @@
-"""GPT-NeoX and Pythia (arXiv 2204.06745): attention and FFN side by side, LayerNorms with bias."""
+"""GPT-NeoX, Pythia and Falcon (arXiv 2204.06745, 2311.16867): attention and FFN side by side,
+LayerNorms with bias, one matrix whose rows are by key head: its queries, the key, the value."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ class GPTNeoXModel(DecoderModel):
         self.rope = RopeTable(config.rope, n_context)
         norms = ["final_norm"]
         for i in range(config.n_layers):
-            norms += [f"layers.{i}.attn_norm", f"layers.{i}.ffn_norm"]
+            norms += [f"layers.{i}.{norm}" for norm in config.layer_norms]
         for norm in norms:
             for part in ("weight", "bias"):
                 require_vector(path, vectors, f"{norm}.{part}", config.hidden_size)
@@ -25,8 +26,9 @@ class GPTNeoXModel(DecoderModel):
     def scratch_widths(cls, config) -> dict[str, int]:
         h, ffn = config.hidden_size, config.intermediate_size
         return {
-            "x": h, "normed": h, "residual": h, "attended": h, "qkv": 3 * h, "queries": h,
-            "keys": h, "heads": h, "decided": ffn, "gathered": ffn,
+            "x": h, "normed": h, "residual": h, "attended": h, "qkv": config.qkv_rows, "queries": h,
+            "keys": config.n_kv_heads * config.head_dim, "heads": h, "decided": ffn,
+            "gathered": ffn,
         }  # fmt: skip
 
     @classmethod
@@ -43,7 +45,8 @@ class GPTNeoXModel(DecoderModel):
             self._attention(layer, normed, state, attended)
             if not self.config.parallel:
                 x += attended
-            self.layer_norm(x, prefix + "ffn_norm", normed)
+            if "ffn_norm" in self.config.layer_norms:
+                self.layer_norm(x, prefix + "ffn_norm", normed)
             self.ffn(layer, normed, residual)
             if self.config.parallel:
                 residual += attended
@@ -54,16 +57,18 @@ class GPTNeoXModel(DecoderModel):
         c, n_tokens, prefix = self.config, x.shape[0], f"layers.{layer}."
         qkv = self.scratch.view("qkv", n_tokens)
         self.linear(prefix + "qkv", x, qkv, bias=prefix + "qkv.bias")
-        split = (n_tokens, c.n_heads, c.head_dim)
-        q, k = (self.scratch.view(name, n_tokens).reshape(split) for name in ("queries", "keys"))
-        by_head = qkv.reshape(n_tokens, c.n_heads, 3, c.head_dim)
-        np.copyto(q, by_head[:, :, 0])
-        np.copyto(k, by_head[:, :, 1])
+        group = c.n_heads // c.n_kv_heads
+        q = self.scratch.view("queries", n_tokens).reshape(n_tokens, c.n_kv_heads, group, -1)
+        k = self.scratch.view("keys", n_tokens).reshape(n_tokens, c.n_kv_heads, c.head_dim)
+        by_head = qkv.reshape(n_tokens, c.n_kv_heads, group + 2, c.head_dim)
+        np.copyto(q, by_head[:, :, :group])
+        np.copyto(k, by_head[:, :, group])
+        q = q.reshape(n_tokens, c.n_heads, c.head_dim)
         cos, sin = self.rope.rows(state.length, n_tokens)
         self.kernels.rope(q, cos, sin)
         self.kernels.rope(k, cos, sin)
         heads = self.scratch.view("heads", n_tokens)
-        self.attend(layer, q, k, by_head[:, :, 2], state, heads, scale=c.head_dim**-0.5)
+        self.attend(layer, q, k, by_head[:, :, -1], state, heads, scale=c.head_dim**-0.5)
         self.linear(prefix + "o", heads, out, bias=prefix + "o.bias")
 
     def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:

@@ -36,6 +36,13 @@ class GPTNeoXConfig(ModelConfig):
 
     family: ClassVar[str] = "gpt_neox"
     model_types: ClassVar[tuple[str, ...]] = ("gpt_neox",)
+    # what the checkpoints call things; families of the same layers call them otherwise
+    stem: ClassVar[str] = "gpt_neox."
+    layer_stem: ClassVar[str] = "layers"
+    attention: ClassVar[str] = "attention"
+    embedding: ClassVar[str] = "embed_in"
+    last_norm: ClassVar[str] = "final_layer_norm"
+    heads: ClassVar[tuple[str, ...]] = ("embed_out.weight", "lm_head.weight")
 
     rope: Rope
     parallel: bool
@@ -74,58 +81,80 @@ class GPTNeoXConfig(ModelConfig):
         values["parallel"], values["bias"] = source.flag("parallel"), source.flag("bias")
         return values
 
+    @property
+    def ffn_bias(self) -> bool:
+        return True
+
+    @property
+    def layer_norms(self) -> dict[str, str]:
+        """Our names of a layer's norms, and the checkpoint's."""
+        return {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+
+    @property
+    def qkv_rows(self) -> int:
+        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
     def roles(self) -> Roles:
         vocab = (self.vocab_size, self.hidden_size)
-        head = ("embed_out.weight", "lm_head.weight")
-        embedding = _names("embed_in.weight") + (head if self.tied else ())
-        use = "dense" if self.tied else "embed"
-        planes = [rows("embed", TensorRole(embedding, vocab), use)]
+        embedding = self._names(f"{self.embedding}.weight") + (self.heads if self.tied else ())
+        planes = [rows("embed", TensorRole(embedding, vocab), "dense" if self.tied else "embed")]
         vectors: list[VectorRole] = []
         for i in range(self.n_layers):
             planes += self._layer_planes(i)
             vectors += self._layer_vectors(i)
-        vectors += self._norm("final_norm", "final_layer_norm")
+        vectors += self._norm("final_norm", self.last_norm)
         if not self.tied:
-            planes.append(rows("head", TensorRole(head, vocab)))
+            planes.append(rows("head", TensorRole(self.heads, vocab)))
         # older checkpoints carry their causal mask and frequencies
-        ignored = r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"
+        ignored = rf".*\.{self.attention}\.(bias|masked_bias|rotary_emb\.inv_freq)"
         return Roles(tuple(planes), tuple(vectors), (ignored,))
 
     def _layer_planes(self, i: int) -> list[PlaneRole]:
-        h, n, layer = self.hidden_size, self.intermediate_size, f"layers.{i}"
-        attention, mlp = f"{layer}.attention", f"{layer}.mlp"
+        h, n, theirs = self.hidden_size, self.intermediate_size, f"{self.layer_stem}.{i}"
+        attention, mlp, layer = f"{theirs}.{self.attention}", f"{theirs}.mlp", f"layers.{i}"
+        qkv = self._tensor(f"{attention}.query_key_value.weight", self.qkv_rows, h)
         pieces = (
-            ("up", _tensor(f"{mlp}.dense_h_to_4h.weight", n, h)),
-            ("down", _tensor(f"{mlp}.dense_4h_to_h.weight", h, n, transposed=True)),
+            ("up", self._tensor(f"{mlp}.dense_h_to_4h.weight", n, h)),
+            ("down", self._tensor(f"{mlp}.dense_4h_to_h.weight", h, n, transposed=True)),
         )
         return [
-            rows(f"{layer}.qkv", _tensor(f"{attention}.query_key_value.weight", 3 * h, h)),
-            rows(f"{layer}.o", _tensor(f"{attention}.dense.weight", h, h)),
+            rows(f"{layer}.qkv", qkv),
+            rows(f"{layer}.o", self._tensor(f"{attention}.dense.weight", h, h)),
             *ffn_planes(layer, pieces, sparse=self.sparse),
         ]
 
     def _layer_vectors(self, i: int) -> list[VectorRole]:
-        h, n, layer = self.hidden_size, self.intermediate_size, f"layers.{i}"
-        first = "deciding" if self.sparse else "up"
-        biases = {first: (f"{layer}.mlp.dense_h_to_4h.bias", n),
-                  "ffn": (f"{layer}.mlp.dense_4h_to_h.bias", h)}  # fmt: skip
+        h, layer, theirs = self.hidden_size, f"layers.{i}", f"{self.layer_stem}.{i}"
+        biases = {}
+        if self.ffn_bias:
+            biases["deciding" if self.sparse else "up"] = (
+                "mlp.dense_h_to_4h", self.intermediate_size,
+            )  # fmt: skip
+            biases["ffn"] = ("mlp.dense_4h_to_h", h)
         if self.bias:
-            biases["qkv"] = (f"{layer}.attention.query_key_value.bias", 3 * h)
-            biases["o"] = (f"{layer}.attention.dense.bias", h)
+            biases["qkv"] = (f"{self.attention}.query_key_value", self.qkv_rows)
+            biases["o"] = (f"{self.attention}.dense", h)
+        norms = [self._norm(f"{layer}.{ours}", f"{theirs}.{name}")
+                 for ours, name in self.layer_norms.items()]  # fmt: skip
         return [
-            *self._norm(f"{layer}.attn_norm", f"{layer}.input_layernorm"),
-            *self._norm(f"{layer}.ffn_norm", f"{layer}.post_attention_layernorm"),
+            *(vector for norm in norms for vector in norm),
             *(
-                VectorRole(f"{layer}.{ours}.bias", (_tensor(name, length),))
-                for ours, (name, length) in biases.items()
+                VectorRole(f"{layer}.{ours}.bias", (self._tensor(f"{theirs}.{name}.bias", n),))
+                for ours, (name, n) in biases.items()
             ),
         ]
 
     def _norm(self, ours: str, theirs: str) -> list[VectorRole]:
         width = self.hidden_size
         return affine_norm(
-            ours, _tensor(f"{theirs}.weight", width), _tensor(f"{theirs}.bias", width)
+            ours, self._tensor(f"{theirs}.weight", width), self._tensor(f"{theirs}.bias", width)
         )
+
+    def _names(self, name: str) -> tuple[str, ...]:
+        return (self.stem + name, name)
+
+    def _tensor(self, name: str, *shape: int, transposed: bool = False) -> TensorRole:
+        return TensorRole(self._names(name), shape, transposed)
 
 
 def _newer_spelling(source: Fields) -> Fields:
@@ -134,11 +163,3 @@ def _newer_spelling(source: Fields) -> Fields:
     raw = {"partial_rotary_factor": 0.25, **source.raw}
     raw |= {new: source.raw[old] for old, new in older.items() if source.get(old) is not None}
     return Fields(raw, source.path, source.error)
-
-
-def _names(name: str) -> tuple[str, ...]:
-    return (f"gpt_neox.{name}", name)
-
-
-def _tensor(name: str, *shape: int, transposed: bool = False) -> TensorRole:
-    return TensorRole(_names(name), shape, transposed)

@@ -20,6 +20,7 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    FalconConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -61,6 +62,16 @@ OPT = dict(
     max_position_embeddings=62,
 )
 EXPERTS = dict(intermediate_size=10, moe_intermediate_size=10)
+FALCON = dict(
+    vocab_size=64,
+    hidden_size=40,
+    ffn_hidden_size=38,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    max_position_embeddings=64,
+    bos_token_id=1,
+    eos_token_id=2,
+)
 GPT2 = dict(vocab_size=64, n_embd=40, n_layer=2, n_head=4, n_inner=38, n_positions=64)
 LLAMA3_ROPE = dict(
     rope_type="llama3",
@@ -205,6 +216,27 @@ VARIANTS = {
         "bfloat16",
         None,
     ),
+    "falcon": (
+        FalconConfig,
+        dict(new_decoder_architecture=True, num_kv_heads=2, bias=True, activation="relu"),
+        "bfloat16",
+        None,
+    ),
+    "falcon-one-norm": (
+        FalconConfig,
+        dict(new_decoder_architecture=True, num_kv_heads=2, num_ln_in_parallel_attn=1,
+             tie_word_embeddings=False),
+        "bfloat16",
+        None,
+    ),
+    "falcon-multi-query": (FalconConfig, dict(ffn_hidden_size=None), "bfloat16", None),
+    "falcon-serial": (
+        FalconConfig,
+        dict(parallel_attn=False, multi_query=False, activation="relu",
+             rope_parameters=dict(rope_type="default", rope_theta=1e3)),
+        "float16",
+        None,
+    ),
 }
 
 
@@ -343,7 +375,7 @@ def write(model, dtype, folder, edit=None):
 
 def make(name, folder, seed):
     config_class, overrides, dtype, edit = VARIANTS[name]
-    base = {OPTConfig: OPT, GPT2Config: GPT2}.get(config_class, LLAMA)
+    base = {OPTConfig: OPT, GPT2Config: GPT2, FalconConfig: FALCON}.get(config_class, LLAMA)
     config = config_class(**{**base, **overrides})
     model, ids, logits = build(config, dtype, seed, edit)
     folder.mkdir(parents=True, exist_ok=True)
