@@ -116,6 +116,60 @@ cdef extern from "fl_kernels.h" nogil:
     void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
                         int64_t n, float *out)
     int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out)
+    ctypedef enum fl_share:
+        FL_SHARE_NOW
+    ctypedef struct fl_rwkv4:
+        int64_t n_tokens, n
+        const float *r
+        const float *k
+        const float *v
+        const float *decay
+        const float *first
+        float *numerator
+        float *denominator
+        float *exponent
+        float *out
+    ctypedef struct fl_rwkv5:
+        int64_t n_tokens, n_heads, head_dim
+        float eps
+        const float *r
+        const float *k
+        const float *v
+        const float *gate
+        const float *decay
+        const float *decay_bias
+        const float *first
+        const float *norm_weight
+        const float *norm_bias
+        float *memory
+        float *out
+    ctypedef struct fl_rwkv7:
+        int64_t n_tokens, n_heads, head_dim
+        float eps
+        const float *r
+        const float *decay
+        const float *k
+        const float *rate
+        const float *gate
+        float *v
+        const float *share
+        float *first_v
+        const float *decay_bias
+        const float *rate_bias
+        const float *share_bias
+        const float *key_unit
+        const float *key_rate
+        const float *bonus
+        const float *norm_weight
+        const float *norm_bias
+        float *memory
+        float *out
+    void fl_op_mix_tokens(const fl_engine *e, fl_share kind, const float *x, const float *last,
+                          const float *const *shares, int64_t n_mixes, int64_t n_tokens, int64_t n,
+                          float *out)
+    void fl_op_rwkv4(const fl_engine *e, const fl_rwkv4 *a)
+    void fl_op_rwkv5(const fl_engine *e, const fl_rwkv5 *a)
+    void fl_op_rwkv7(const fl_engine *e, const fl_rwkv7 *a)
     int64_t fl_attention_scratch(int64_t n_context)
     void fl_op_attention(const fl_engine *e, const fl_attention *a)
 
@@ -140,6 +194,15 @@ def kernel_set_trouble(str name):
 def attention_scratch_floats(int64_t n_context):
     """float32 values of attention scratch per thread."""
     return fl_attention_scratch(n_context)
+
+
+cdef const float *values_of(const float[::1] vector):
+    """The address of a vector that the caller keeps; NULL for None."""
+    return &vector[0] if vector is not None else NULL
+
+
+cdef const float *rows_of(const float[:, ::1] rows):
+    return &rows[0, 0] if rows is not None else NULL
 
 
 cdef class NativeKernels:
@@ -255,6 +318,51 @@ cdef class NativeKernels:
         with nogil:
             fl_op_activate(&self.engine, <fl_activation>kind, &pre[0, 0], up_values,
                            pre.shape[0] * pre.shape[1], &out[0, 0])
+
+    def mix_tokens(self, int kind, const float[:, ::1] x not None, const float[::1] last not None,
+                   tuple shares not None, float[:, :, ::1] out not None):
+        cdef const float *pointers[8]
+        cdef int64_t n_mixes = len(shares)
+        if n_mixes > 8:
+            raise ValueError(f"{n_mixes} mixes at once")
+        for i in range(n_mixes):
+            pointers[i] = values_of(shares[i])
+        with nogil:
+            fl_op_mix_tokens(&self.engine, <fl_share>kind, &x[0, 0], &last[0], pointers, n_mixes,
+                             x.shape[0], x.shape[1], &out[0, 0, 0])
+
+    def rwkv4(self, const float[:, ::1] r not None, const float[:, ::1] k not None,
+              const float[:, ::1] v not None, const float[::1] decay not None,
+              const float[::1] first not None, float[:, ::1] memory not None,
+              float[::1] exponent not None, float[:, ::1] out not None):
+        cdef fl_rwkv4 a = fl_rwkv4(r.shape[0], r.shape[1], &r[0, 0], &k[0, 0], &v[0, 0], &decay[0],
+                                   &first[0], &memory[0, 0], &memory[1, 0], &exponent[0],
+                                   &out[0, 0])
+        with nogil:
+            fl_op_rwkv4(&self.engine, &a)
+
+    def rwkv5(self, r, k, v, gate, const float[:, ::1] decay not None, decay_bias, first,
+              norm_weight, norm_bias, float eps, float[:, :, ::1] memory not None,
+              float[:, ::1] out not None):
+        cdef fl_rwkv5 a = fl_rwkv5(
+            out.shape[0], memory.shape[0], memory.shape[1], eps, rows_of(r), rows_of(k), rows_of(v),
+            rows_of(gate), &decay[0, 0], values_of(decay_bias), values_of(first),
+            values_of(norm_weight), values_of(norm_bias), &memory[0, 0, 0], &out[0, 0])
+        with nogil:
+            fl_op_rwkv5(&self.engine, &a)
+
+    def rwkv7(self, r, decay, k, rate, gate, float[:, ::1] v not None, share,
+              float[:, ::1] first_v not None, decay_bias, rate_bias, share_bias, key_unit, key_rate,
+              bonus, norm_weight, norm_bias, float eps, float[:, :, ::1] memory not None,
+              float[:, ::1] out not None):
+        cdef fl_rwkv7 a = fl_rwkv7(
+            out.shape[0], memory.shape[0], memory.shape[1], eps, rows_of(r), rows_of(decay),
+            rows_of(k), rows_of(rate), rows_of(gate), &v[0, 0], rows_of(share), &first_v[0, 0],
+            values_of(decay_bias), values_of(rate_bias), values_of(share_bias),
+            values_of(key_unit), values_of(key_rate), values_of(bonus), values_of(norm_weight),
+            values_of(norm_bias), &memory[0, 0, 0], &out[0, 0])
+        with nogil:
+            fl_op_rwkv7(&self.engine, &a)
 
     def active_ids(self, const float[:, ::1] pre not None, int32_t[::1] out not None):
         cdef int64_t found

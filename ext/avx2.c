@@ -183,6 +183,8 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
 
 #include "fl_simd_rows.h"
 #include "fl_simd_layers.h"
+#include "fl_simd_rwkv.h"
+#include "fl_simd_table.h"
 
 const fl_kernel_set fl_avx2 = FL_SIMD_TABLE("avx2", 0);
 

@@ -14,6 +14,7 @@
 #include <stdint.h>
 
 #include "fl_pool.h"
+#include "fl_rwkv.h"
 
 enum { FL_F32 = 0, FL_F16 = 1, FL_BF16 = 2, FL_INT8 = 3, FL_INT4 = 4, FL_N_WEIGHT_TYPES = 5 };
 enum { FL_GROUP = 32 };      /* columns per scale of the integer types */
@@ -27,7 +28,9 @@ typedef enum {
     FL_MISALIGNED = 4     /* addresses[frame] is no multiple of 16 */
 } fl_kernel_status;
 
-typedef enum { FL_SILU, FL_RELU, FL_RELU2, FL_GELU, FL_GELU_TANH } fl_activation;
+typedef enum {
+    FL_SILU, FL_RELU, FL_RELU2, FL_GELU, FL_GELU_TANH, FL_SIGMOID, FL_TANH
+} fl_activation;
 
 /* One piece of the items of a plane; checked by kernels.base.PieceView before it comes here. */
 typedef struct {
@@ -98,6 +101,12 @@ typedef struct {
     void (*scale_by)(float *y, size_t n, float factor);
     /* up may be NULL. */
     void (*activate)(fl_activation kind, const float *pre, const float *up, size_t n, float *out);
+    /* One token of one mix; channels from..to-1 of all tokens; one head of all tokens. */
+    void (*mix_tokens)(fl_share kind, const float *x, const float *before, const float *share,
+                       size_t n, float *out);
+    void (*rwkv4)(const fl_rwkv4 *a, size_t from, size_t to);
+    void (*rwkv5)(const fl_rwkv5 *a, size_t head);
+    void (*rwkv7)(const fl_rwkv7 *a, size_t head);
 } fl_kernel_set;
 
 extern const fl_kernel_set fl_serial;
@@ -159,5 +168,13 @@ typedef struct {
 /* Floats of scratch per thread. */
 int64_t fl_attention_scratch(int64_t n_context);
 void fl_op_attention(const fl_engine *e, const fl_attention *a);
+
+/* fl_rwkv.c.  shares: n_mixes vectors of n; out [n_mixes, n_tokens, n]. */
+void fl_op_mix_tokens(const fl_engine *e, fl_share kind, const float *x, const float *last,
+                      const float *const *shares, int64_t n_mixes, int64_t n_tokens, int64_t n,
+                      float *out);
+void fl_op_rwkv4(const fl_engine *e, const fl_rwkv4 *a);
+void fl_op_rwkv5(const fl_engine *e, const fl_rwkv5 *a);
+void fl_op_rwkv7(const fl_engine *e, const fl_rwkv7 *a);
 
 #endif

@@ -105,6 +105,17 @@ KERNEL void scale_by(float *y, size_t n, float factor)
 
 FN vf v_silu(vf x) { return v_div(x, v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x)))); }
 
+FN vf v_sigmoid(vf x)
+{
+    return v_div(v_set1(1.0f), v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x))));
+}
+
+FN vf v_tanh(vf x)
+{
+    vf both = v_add(v_set1(1.0f), v_exp(v_add(x, x)));
+    return v_sub(v_set1(1.0f), v_div(v_set1(2.0f), both));
+}
+
 FN vf v_relu(vf x) { return v_max(v_zero(), x); }
 
 FN vf v_relu2(vf x) { return v_mul(v_relu(x), v_relu(x)); }
@@ -141,22 +152,7 @@ KERNEL void activate(fl_activation kind, const float *pre, const float *up, size
     case FL_RELU2: ACTIVATE(v_relu2) break;
     case FL_GELU: ACTIVATE(v_gelu) break;
     case FL_GELU_TANH: ACTIVATE(v_gelu_tanh) break;
+    case FL_SIGMOID: ACTIVATE(v_sigmoid) break;
+    case FL_TANH: ACTIVATE(v_tanh) break;
     }
 }
-
-#define FL_SIMD_TABLE(NAME, FLIP)                                                                  \
-    {                                                                                              \
-        .name = NAME,                                                                              \
-        .q_flip = FLIP,                                                                            \
-        .dot = {dot_f32, dot_f16, dot_bf16, dot_int8, dot_int4},                                   \
-        .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16, accumulate_int8,           \
-                       accumulate_int4},                                                           \
-        .decode = {decode_f32, decode_f16, decode_bf16, decode_int8, decode_int4},                 \
-        .low_bit = low_bit,                                                                        \
-        .rms_norm = rms_norm,                                                                      \
-        .layer_norm = layer_norm,                                                                  \
-        .rope = rope,                                                                              \
-        .softmax = softmax,                                                                        \
-        .scale_by = scale_by,                                                                      \
-        .activate = activate,                                                                      \
-    }

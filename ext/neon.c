@@ -183,6 +183,8 @@ FN vf w_dot(wi w, const uint8_t *q)
 
 #include "fl_simd_rows.h"
 #include "fl_simd_layers.h"
+#include "fl_simd_rwkv.h"
+#include "fl_simd_table.h"
 
 const fl_kernel_set fl_neon = FL_SIMD_TABLE("neon", 0);
 

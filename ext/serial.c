@@ -217,6 +217,8 @@ static float activated(fl_activation kind, float x)
     case FL_RELU2: return x <= 0 ? 0.0f : x * x;
     case FL_GELU: return 0.5f * x * (1.0f + erff(x * 0x1.6a09e6p-1f));
     case FL_GELU_TANH: break;
+    case FL_SIGMOID: return 1.0f / (1.0f + expf(-x));
+    case FL_TANH: return tanhf(x);
     }
     float u = 0.79788456f * (x + 0.044715f * (x * x * x));
     return x / (1.0f + expf(-2.0f * u));
@@ -229,6 +231,8 @@ static void activate(fl_activation kind, const float *pre, const float *up, size
         out[c] = up ? value * up[c] : value;
     }
 }
+
+#include "fl_serial_rwkv.h"
 
 const fl_kernel_set fl_serial = {
     .name = "serial",
@@ -244,4 +248,8 @@ const fl_kernel_set fl_serial = {
     .softmax = softmax,
     .scale_by = scale_by,
     .activate = activate,
+    .mix_tokens = mix_tokens,
+    .rwkv4 = rwkv4,
+    .rwkv5 = rwkv5,
+    .rwkv7 = rwkv7,
 };

@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ["tests/native/compare_sets.c"] + [
-    f"ext/{name}.c" for name in ("fl_ops", "fl_pool", "fl_quant", "fl_dispatch", "serial")
-]
-SOURCES += [f"ext/{name}.c" for name in ("avx2", "avx512", "neon")]
+SHARED = ("fl_ops", "fl_rwkv", "fl_pool", "fl_quant", "fl_dispatch")
+SOURCES = ["tests/native/compare_sets.c"] + [f"ext/{name}.c" for name in SHARED]
+SOURCES += [f"ext/{name}.c" for name in ("serial", "avx2", "avx512", "neon")]
 FLAGS = ["-std=c11", "-g", "-D_GNU_SOURCE=1", "-Iext", "-Wall", "-Wextra", "-Werror",
          "-Wno-unused-parameter", "-Wno-unused-function"]  # fmt: skip
 

@@ -1,8 +1,9 @@
 """The contract of a kernel set: arithmetic on decoded frames in memory, and the one place where
 shapes are checked.
 
-A kernel set computes dots, weighted sums of rows, norms, rope, attention and activations.  It
-refuses to know files, caches and models: a plane is a table of frame addresses and a PieceView.
+A kernel set computes dots, weighted sums of rows, norms, rope, attention, activations, and RWKV's
+recurrences (recurrent.py).  It refuses to know files, caches and models: a plane is a table of
+frame addresses and a PieceView.
 
 What stays true:
 - The order of every sum is the one in docs/ARITHMETIC.md.  A result depends on its inputs and the
@@ -31,8 +32,12 @@ import numpy as np
 from ..errors import ClosedError, UnknownNameError, UsageError
 from ..quant import BY_CODE, GROUP, WEIGHT_TYPES
 from ..units import align_up
+from .checks import check_array
+from .recurrent import RecurrentOperators
 
-ACTIVATIONS = {"silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4}
+ACTIVATIONS = {
+    "silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4, "sigmoid": 5, "tanh": 6
+}  # fmt: skip
 MAX_HEAD_DIM = 512
 MAX_PLANES = 6  # bits of a low-bit row's column
 
@@ -117,43 +122,12 @@ class Activations:
         return self.q.nbytes + self.scales.nbytes
 
 
-def check_array(name: str, array: np.ndarray, dtype: type, shape: tuple, *, out=False) -> None:
-    """UsageError unless `array` is C-contiguous, of `dtype` and `shape` (None: any size).
-
-    Runs some fifty times per layer and token: the first test is cheap and settles the good case.
-    """
-    if isinstance(array, np.ndarray) and array.dtype == dtype:
-        found, flags = array.shape, array.flags
-        if flags.c_contiguous and (flags.writeable or not out) and len(found) == len(shape):
-            for want, have in zip(shape, found, strict=True):
-                if want is not None and want != have:
-                    break
-            else:
-                return
-    _refuse_array(name, array, dtype, shape, out)
-
-
-def _refuse_array(name: str, array: np.ndarray, dtype: type, shape: tuple, out: bool) -> None:
-    """Say what is wrong with an array that check_array did not accept."""
-    if not isinstance(array, np.ndarray) or array.dtype != dtype:
-        found = getattr(array, "dtype", type(array).__name__)
-        raise UsageError(f"{name} must be {np.dtype(dtype).name}, not {found}")
-    if len(array.shape) != len(shape) or any(
-        want is not None and want != have for want, have in zip(shape, array.shape, strict=True)
-    ):
-        wanted = [("any" if n is None else n) for n in shape]
-        raise UsageError(f"{name} must have shape {wanted}, not {list(array.shape)}")
-    if not array.flags.c_contiguous:
-        raise UsageError(f"{name} must be C-contiguous; its strides are {array.strides}")
-    raise UsageError(f"{name} is written to, but read-only")
-
-
 def _check_width(name: str, array: np.ndarray, n: int) -> None:
     if array.shape[1] < n:
         raise UsageError(f"{name} must have at least {n} columns, not {array.shape[1]}")
 
 
-class KernelSet(ABC):
+class KernelSet(RecurrentOperators, ABC):
     """One set; see the module's text.  Public methods check and delegate to `_` methods."""
 
     name: str

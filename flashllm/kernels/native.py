@@ -6,6 +6,7 @@ import numpy as np
 
 from ..errors import UnsupportedError, UsageError
 from .base import ACTIVATIONS, Activations, KernelSet
+from .recurrent import SHARES
 
 
 def trouble(name: str) -> str | None:
@@ -95,3 +96,28 @@ class NativeSet(KernelSet):
 
     def _active_ids(self, pre, out) -> int:
         return self._core.active_ids(pre, out)
+
+    def _mix_tokens(self, kind, x, last, shares, out) -> None:
+        self._core.mix_tokens(SHARES[kind], x, last, shares, out)
+
+    def _rwkv4(self, r, k, v, decay, first, memory, exponent, out) -> None:
+        self._core.rwkv4(r, k, v, decay, first, memory, exponent, out)
+
+    def _rwkv5(self, tokens, vectors, eps, memory, out) -> None:
+        decay, bias = vectors["decay"].reshape(1, -1), None
+        if "decay" in tokens:
+            decay, bias = tokens["decay"], vectors["decay"]
+        self._core.rwkv5(
+            tokens["r"], tokens["k"], tokens["v"], tokens.get("g"), decay, bias, vectors["first"],
+            vectors["head_norm.weight"], vectors["head_norm.bias"], eps, memory, out,
+        )  # fmt: skip
+
+    def _rwkv7(self, tokens, vectors, eps, memory, out) -> None:
+        share = tokens.get("share")
+        self._core.rwkv7(
+            tokens["r"], tokens["decay"], tokens["k"], tokens["rate"], tokens["gate"],
+            tokens["v"], share, tokens["first_v"], vectors["decay0"], vectors["rate0"],
+            None if share is None else vectors["value0"], vectors["k_k"], vectors["k_a"],
+            vectors["bonus"], vectors["head_norm.weight"], vectors["head_norm.bias"], eps, memory,
+            out,
+        )  # fmt: skip

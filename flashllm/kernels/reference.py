@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import KernelError
 from ..quant import BY_CODE, GROUP
 from .base import Activations, KernelSet, PieceView
+from .reference_rwkv import ReferenceRecurrences, sigmoid
 
 TINY = np.float32(2.0**-100)
 
@@ -32,7 +33,7 @@ def quantise(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.rint(levels).astype(np.int8), scales
 
 
-class ReferenceSet(KernelSet):
+class ReferenceSet(ReferenceRecurrences, KernelSet):
     """NumPy; one thread whatever was asked."""
 
     name = "reference"
@@ -159,6 +160,10 @@ class ReferenceSet(KernelSet):
             elif kind == "gelu":
                 erf = np.vectorize(math.erf, otypes=[np.float64])
                 value = 0.5 * x * (1 + erf(x / math.sqrt(2)))
+            elif kind == "sigmoid":
+                value = sigmoid(x)
+            elif kind == "tanh":
+                value = np.tanh(x)
             else:
                 value = np.where(x <= 0, 0, x)
                 value = value * value if kind == "relu2" else value

@@ -1,9 +1,9 @@
 """RWKV: a recurrent language model; what all versions share, and the order of a layer.
 
 A layer is x += time_mix(norm(x)), x += channel_mix(norm(x)); both see the token before through a
-shift.  Matrices are applied to a whole chunk; the recurrence takes token after token, each through
-the same calls on arrays of the same shape, so that a chunk has the bits of its tokens one by one
-(docs/ARITHMETIC.md).  What a version's time-mix is lies in rwkv4.py, rwkv5.py, rwkv6.py, rwkv7.py.
+shift.  Matrices are applied to a whole chunk; the recurrence takes token after token in one call,
+so that a chunk has the bits of its tokens one by one (docs/ARITHMETIC.md).  What a version's
+time-mix is lies in rwkv4.py, rwkv5.py, rwkv6.py, rwkv7.py.
 Peng et al., "RWKV: Reinventing RNNs for the Transformer Era", arXiv 2305.13048.
 """
 
@@ -16,7 +16,7 @@ from .rwkv4 import TimeMix4
 from .rwkv5 import TimeMix5
 from .rwkv6 import TimeMix6
 from .rwkv7 import TimeMix7
-from .rwkv_mix import TimeMix, sigmoid
+from .rwkv_mix import TimeMix
 from .state import RecurrentState
 
 TIME_MIXES: dict[str, type[TimeMix]] = {
@@ -38,7 +38,7 @@ class RWKVModel(DecoderModel):
     @classmethod
     def scratch_widths(cls, config) -> dict[str, int]:
         h, n = config.hidden_size, config.intermediate_size
-        widths = {name: h for name in ("x", "normed", "residual", "before", "mixed", "gate")}
+        widths = {name: h for name in ("x", "normed", "residual", "gate")}
         return widths | {"decided": n, "gathered": n} | TIME_MIXES[config.version].widths(config)
 
     @classmethod
@@ -47,8 +47,8 @@ class RWKVModel(DecoderModel):
 
     @classmethod
     def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
-        mix = TIME_MIXES[config.version]
-        return RecurrentState.bytes_needed(_state_shapes(config)) + mix.work_bytes(config)
+        spread = TIME_MIXES[config.version].vector_bytes(config)
+        return RecurrentState.bytes_needed(_state_shapes(config)) + spread
 
     def new_state(self, n_context: int, dtype: np.dtype) -> RecurrentState:
         """`dtype` is for what grows; a recurrent state is float32 always."""
@@ -71,52 +71,29 @@ class RWKVModel(DecoderModel):
         for layer in range(self.config.n_layers):
             prefix = f"layers.{layer}."
             self.layer_norm(x, prefix + "att_norm", normed)
-            before = self.shifted(normed, state.arrays["time_shift"][layer])
-            self.time_mix.forward(layer, normed, before, state, residual)
+            last = state.arrays["time_shift"][layer]
+            self.time_mix.forward(layer, normed, last, state, residual)
+            last[:] = normed[-1]
             x += residual
             self.layer_norm(x, prefix + "ffn_norm", normed)
-            before = self.shifted(normed, state.arrays["channel_shift"][layer])
-            self._channel_mix(layer, normed, before, residual)
+            last = state.arrays["channel_shift"][layer]
+            self._channel_mix(layer, normed, last, residual)
+            last[:] = normed[-1]
             x += residual
         return x
 
-    def shifted(self, x: np.ndarray, last: np.ndarray) -> np.ndarray:
-        """Each token's predecessor in x [T, n], the first one's being `last`, which becomes x[-1].
-
-        The view lies in scratch, and is valid until the next call.
-        """
-        before = self.scratch.view("before", x.shape[0])
-        before[0] = last
-        before[1:] = x[:-1]
-        last[:] = x[-1]
-        return before
-
-    def mix(self, x: np.ndarray, before: np.ndarray, name: str, out: np.ndarray) -> np.ndarray:
-        """out = x where the vector `name` says so, `before` elsewhere, and between."""
-        share = self.vectors[name]
-        if self.config.version in ("6", "7"):  # stored as the share of the token before
-            np.subtract(before, x, out=out)
-            out *= share
-            out += x
-        else:
-            np.subtract(x, before, out=out)
-            out *= share
-            out += before
-        return out
-
-    def _channel_mix(self, layer: int, x: np.ndarray, before: np.ndarray, out: np.ndarray) -> None:
-        prefix, n_tokens = f"layers.{layer}.", x.shape[0]
-        mixed = self.scratch.view("mixed", n_tokens)
+    def _channel_mix(self, layer: int, x: np.ndarray, last: np.ndarray, out: np.ndarray) -> None:
+        prefix, gated = f"layers.{layer}.", self.config.has_receptance
+        names = ("channel_mix_k", "channel_mix_r") if gated else ("channel_mix_k",)
+        shares = tuple(self.vectors[prefix + name] for name in names)
+        mixed = self.time_mix.mix(x, last, shares)
         gate = None
-        if self.config.has_receptance:
-            gate = self.scratch.view("gate", n_tokens)
-            self.mix(x, before, prefix + "channel_mix_r", mixed)
-            self.linear(prefix + "receptance", mixed, gate)
-            sigmoid(gate)
-        self.mix(x, before, prefix + "channel_mix_k", mixed)
-        self.ffn(layer, mixed, out)
+        if gated:
+            gate = self.scratch.view("gate", x.shape[0])
+            self.linear(prefix + "receptance", mixed[1], gate)
+        self.ffn(layer, mixed[0], out)
         if gate is not None:
-            out *= gate
+            self.kernels.activate("sigmoid", gate, out, out)
 
     def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
         normed = self.scratch.view("normed", hidden.shape[0])

@@ -12,6 +12,19 @@ from .rwkv_mix import TimeMix
 
 
 class TimeMix5(TimeMix):
+    vector_names = ("decay", "first", "head_norm.weight", "head_norm.bias")
+
+    def _layer_vectors(self, prefix: str) -> dict[str, np.ndarray]:
+        vectors = super()._layer_vectors(prefix)
+        if self.config.version == "5.1":  # one number a head: spread over its keys
+            for name in ("decay", "first"):
+                vectors[name] = np.repeat(vectors[name], self.config.head_dim)
+        return vectors
+
+    @classmethod
+    def vector_bytes(cls, config) -> int:
+        return 8 * config.hidden_size * config.n_layers if config.version == "5.1" else 0
+
     @classmethod
     def widths(cls, config) -> dict[str, int]:
         return super().widths(config) | {"g": config.hidden_size}
@@ -19,32 +32,15 @@ class TimeMix5(TimeMix):
     def planes(self, layer: int) -> tuple[str, ...]:
         return ("r", "k", "v", "o") if self.config.version == "5.1" else ("r", "k", "v", "g", "o")
 
-    def forward(self, layer: int, x, before, state, out) -> None:
-        prefix, vectors = f"layers.{layer}.", self.model.vectors
-        projected = {name: self.project(prefix, name, x, before) for name in self.planes(0)[:-1]}
-        n_heads = self.config.n_heads
-        decay = vectors[prefix + "decay"].reshape(n_heads, -1, 1)
-        first = vectors[prefix + "first"].reshape(n_heads, -1, 1)
-        heads = self.model.scratch.view("heads", x.shape[0])
-        memory = state.arrays["memory"][layer]
-        for t in range(x.shape[0]):
-            r, k, v = (projected[name][t] for name in "rkv")
-            self.recall(memory, first, decay, r, k, v, heads[t])
-        self.head_norm(prefix, heads)
-        if "g" in projected:
-            gate = projected["g"]
-            self.model.kernels.activate("silu", gate, None, gate)
-            heads *= gate
-        self.model.linear(prefix + "o", heads, out)
+    def forward(self, layer: int, x, last, state, out) -> None:
+        names = "rkv" if self.config.version == "5.1" else "rkvg"
+        self.recall(layer, self.projections(layer, x, last, names), state, out)
 
-    def recall(self, memory, first, decay, r, k, v, out) -> None:
-        """One token: `out` [n] from the memory, which then takes it in; sums run over keys."""
-        n_heads, d = self._heads
-        product, term = self._work
-        np.multiply(k.reshape(n_heads, d, 1), v.reshape(n_heads, 1, d), out=product)
-        np.multiply(product, first, out=term)
-        term += memory
-        term *= r.reshape(n_heads, d, 1)
-        np.add.reduce(term, axis=1, out=out.reshape(n_heads, d))
-        memory *= decay
-        memory += product
+    def recall(self, layer: int, tokens: dict[str, np.ndarray], state, out) -> None:
+        """`out` from what the projections say and the memory holds, which takes them in."""
+        heads = self.model.scratch.view("heads", out.shape[0])
+        self.kernels.rwkv5(
+            tokens, self.vectors[layer], self.config.group_norm_eps,
+            state.arrays["memory"][layer], heads,
+        )  # fmt: skip
+        self.model.linear(f"layers.{layer}.o", heads, out)

@@ -10,65 +10,37 @@ import numpy as np
 
 from .rwkv5 import TimeMix5
 from .rwkv_config import MIXED
-from .rwkv_mix import tanh
 
 _PROJECTED = "kvrg"
 
 
 class TimeMix6(TimeMix5):
+    share = "past"
+
     @classmethod
     def widths(cls, config) -> dict[str, int]:
-        more = (*(f"mixed_{name}" for name in MIXED["6"]), "decay", "delta")
-        return super().widths(config) | {name: config.hidden_size for name in more}
+        return super().widths(config) | {"decay": config.hidden_size}
 
     def planes(self, layer: int) -> tuple[str, ...]:
         mixes = tuple(f"mix2_{name}" for name in MIXED["6"])
         return ("mix1", *mixes, "decay1", "decay2", *_PROJECTED, "o")
 
-    def forward(self, layer: int, x, before, state, out) -> None:
-        prefix, model, n_tokens = f"layers.{layer}.", self.model, x.shape[0]
-        mixed = self._mixes(prefix, x, before)
-        decay = self._decays(prefix, mixed["w"])
-        projected = {name: self.linear(prefix, name, mixed[name]) for name in _PROJECTED}
-        n_heads, d = self._heads
-        first = model.vectors[prefix + "first"].reshape(n_heads, d, 1)
-        heads, memory = model.scratch.view("heads", n_tokens), state.arrays["memory"][layer]
-        for t in range(n_tokens):
-            r, k, v = (projected[name][t] for name in "rkv")
-            self.recall(memory, first, decay[t].reshape(n_heads, d, 1), r, k, v, heads[t])
-        self.head_norm(prefix, heads)
-        gate = projected["g"]
-        model.kernels.activate("silu", gate, None, gate)
-        heads *= gate
-        model.linear(prefix + "o", heads, out)
+    def forward(self, layer: int, x, last, state, out) -> None:
+        mixed = dict(zip(MIXED["6"], self._mixes(layer, x, last), strict=True))
+        low = self.low_rank(layer, "decay1", mixed["w"], self.config.decay_rank, "tanh")
+        tokens = {"decay": self.linear(layer, "decay2", low, into="decay")}
+        tokens |= {name: self.linear(layer, name, mixed[name]) for name in _PROJECTED}
+        self.recall(layer, tokens, state, out)
 
-    def _mixes(self, prefix: str, x, before) -> dict[str, np.ndarray]:
+    def _mixes(self, layer: int, x, last) -> np.ndarray:
         """The inputs of w, k, v, r and g: x + (before - x) * (vector + low-rank function)."""
-        model, n_tokens, rank = self.model, x.shape[0], self.config.mix_rank
-        mixed = model.mix(x, before, prefix + "mix_x", model.scratch.view("mixed", n_tokens))
-        low = self.low_rank(prefix + "mix1", mixed, 5 * rank)
-        tanh(low)
-        delta = model.scratch.view("delta", n_tokens)
-        np.subtract(before, x, out=delta)
-        found = {}
+        model, rank, shares = self.model, self.config.mix_rank, self.shares[layer]
+        mixed = self.mix(x, last, (model.vectors[f"layers.{layer}.mix_x"],))[0]
+        low = self.low_rank(layer, "mix1", mixed, 5 * rank, "tanh")
+        n_tokens, n = x.shape
+        found = model.scratch.view("mixed", n_tokens, len(shares) * n)
+        found = found.reshape(len(shares), n_tokens, n)
         for i, name in enumerate(MIXED["6"]):
             part = np.ascontiguousarray(low[:, i * rank : (i + 1) * rank])
-            share = self.linear(prefix, f"mix2_{name}", part, into=f"mixed_{name}")
-            share += model.vectors[f"{prefix}mix_{name}"]
-            share *= delta
-            share += x
-            found[name] = share
-        return found
-
-    def _decays(self, prefix: str, x: np.ndarray) -> np.ndarray:
-        """exp(-exp(bias + low-rank function)): what of the memory stays, [T, n]."""
-        low = self.low_rank(prefix + "decay1", x, self.config.decay_rank)
-        tanh(low)
-        decay = self.linear(prefix, "decay2", low, into="decay")
-        decay += self.model.vectors[prefix + "decay"]
-        with np.errstate(over="ignore"):
-            for row in decay:
-                np.exp(row, out=row)
-                np.negative(row, out=row)
-                np.exp(row, out=row)
-        return decay
+            model.linear(f"layers.{layer}.mix2_{name}", part, found[i])
+        return self.mix(x, last, shares, plus=True)

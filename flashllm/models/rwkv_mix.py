@@ -1,7 +1,7 @@
-"""What a version's time-mix is to the model, and the pointwise functions the recurrences share.
+"""What a version's time-mix is to the model, and what all of them do alike.
 
-Everything that is not an addition or a multiplication works row by row: vector libraries may treat
-the tail of an array by other instructions than its body, and a row must not notice its chunk.
+The mixes with the token before, the recurrence and everything pointwise around it are operators of
+the kernel set (kernels/recurrent.py); between them are the matrices, a whole chunk at once.
 """
 
 from __future__ import annotations
@@ -11,28 +11,34 @@ from typing import ClassVar
 
 import numpy as np
 
-from .rwkv_config import RANKS
+from .rwkv_config import MIXED, RANKS
 
 
 class TimeMix(ABC):
-    """The time-mix of one version over one model's planes; holds scratch, no state of a sequence.
+    """The time-mix of one version over one model's planes; holds no state of a sequence.
 
-    `forward` turns normed x [T, hidden_size] and each token's predecessor into `out`, taking the
-    layer's memory in `state.arrays` along token by token.
+    `forward` turns normed x [T, hidden_size] into `out`, taking the layer's memory in
+    `state.arrays` along token by token; `last` [hidden_size] is the token before x[0].
     """
 
     empty: ClassVar[dict[str, float]] = {}  # value of state arrays that do not start at zero
-    n_work: ClassVar[int] = 2  # buffers of a layer's memory's size
+    share: ClassVar[str] = "now"  # whose share the mixing vectors give
+    vector_names: ClassVar[tuple[str, ...]] = ()  # of a layer, handed to the recurrence
 
     def __init__(self, model):
-        self.model, self.config = model, model.config
-        d = self.config.head_dim
-        shape = self.memory_shapes(self.config)["memory"]
-        self._work = [np.empty(shape, np.float32) for _ in range(self.n_work)]
-        for buffer in self._work:
-            buffer.fill(0)  # touched now, not in mid-sentence
-        self._heads = (self.config.n_heads, d)
-        self._ones, self._zeros = np.ones(d, np.float32), np.zeros(d, np.float32)
+        self.model, self.config, self.kernels = model, model.config, model.kernels
+        layers = range(self.config.n_layers)
+        self.vectors = [self._layer_vectors(f"layers.{i}.") for i in layers]
+        self.shares = [self._shares(f"layers.{i}.") for i in layers]
+
+    def _layer_vectors(self, prefix: str) -> dict[str, np.ndarray]:
+        vectors = self.model.vectors
+        return {name: vectors[prefix + name] for name in self.vector_names
+                if prefix + name in vectors}  # fmt: skip
+
+    def _shares(self, prefix: str) -> tuple[np.ndarray, ...]:
+        """The mixing vectors of a layer in the order of MIXED."""
+        return tuple(self.model.vectors[f"{prefix}mix_{x}"] for x in MIXED[self.config.version])
 
     @classmethod
     def memory_shapes(cls, config) -> dict[str, tuple[int, ...]]:
@@ -40,13 +46,15 @@ class TimeMix(ABC):
         return {"memory": (config.n_heads, config.head_dim, config.head_dim)}
 
     @classmethod
-    def work_bytes(cls, config) -> int:
-        return cls.n_work * 4 * int(np.prod(cls.memory_shapes(config)["memory"]))
+    def vector_bytes(cls, config) -> int:
+        """Bytes of vectors that are kept beside those of the file."""
+        return 0
 
     @classmethod
     def widths(cls, config) -> dict[str, int]:
         """Scratch beside the model's own, float32 per token; "low" holds any low-rank product."""
         widths = {name: config.hidden_size for name in ("r", "k", "v", "heads")}
+        widths["mixed"] = len(MIXED[config.version]) * config.hidden_size
         ranks = max(getattr(config, name) for name in RANKS)
         return widths | ({"low": max(ranks, 5 * config.mix_rank)} if ranks else {})
 
@@ -55,44 +63,37 @@ class TimeMix(ABC):
         """Last names of the planes in the order `forward` walks them."""
 
     @abstractmethod
-    def forward(self, layer: int, x, before, state, out) -> None: ...
+    def forward(self, layer: int, x, last, state, out) -> None: ...
 
-    def project(self, prefix: str, name: str, x, before) -> np.ndarray:
-        """The scratch buffer `name`, filled with its matrix applied to its own mix."""
-        model, n_tokens = self.model, x.shape[0]
-        mixed = model.mix(x, before, f"{prefix}mix_{name}", model.scratch.view("mixed", n_tokens))
-        return self.linear(prefix, name, mixed)
+    def mix(self, x, last, shares: tuple[np.ndarray, ...], *, plus: bool = False) -> np.ndarray:
+        """Mixes [len(shares), T, n] of each token with the one before, in the scratch "mixed".
 
-    def linear(self, prefix: str, name: str, x: np.ndarray, into: str = "") -> np.ndarray:
-        out = self.model.scratch.view(into or name, x.shape[0])
-        self.model.linear(prefix + name, x, out)
+        `plus`: what lies there already is added to the shares.
+        """
+        n_tokens, n = x.shape
+        mixed = self.model.scratch.view("mixed", n_tokens, len(shares) * n)
+        mixed = mixed.reshape(len(shares), n_tokens, n)
+        self.kernels.mix_tokens(self.share + " plus" * plus, x, last, shares, mixed)
+        return mixed
+
+    def projections(self, layer: int, x, last, names: str) -> dict[str, np.ndarray]:
+        """name -> its matrix applied to its own mix; `names` are those of MIXED, in any order."""
+        mixed = self.mix(x, last, self.shares[layer])
+        order = MIXED[self.config.version]
+        return {name: self.linear(layer, name, mixed[order.index(name)]) for name in names}
+
+    def linear(self, layer: int, plane: str, x: np.ndarray, into: str = "") -> np.ndarray:
+        """The scratch `into`, or one called as the plane, filled with the plane's matrix of x."""
+        out = self.model.scratch.view(into or plane, x.shape[0])
+        self.model.linear(f"layers.{layer}.{plane}", x, out)
         return out
 
-    def low_rank(self, plane: str, x: np.ndarray, rank: int) -> np.ndarray:
+    def low_rank(
+        self, layer: int, plane: str, x: np.ndarray, rank: int, activation: str = ""
+    ) -> np.ndarray:
+        """The scratch "low" [T, rank], filled likewise; then activated, where one is named."""
         out = self.model.scratch.view("low", x.shape[0], rank)
-        self.model.linear(plane, x, out)
+        self.model.linear(f"layers.{layer}.{plane}", x, out)
+        if activation:
+            self.kernels.activate(activation, out, None, out)
         return out
-
-    def head_norm(self, prefix: str, x: np.ndarray) -> None:
-        """Each head of x [T, n] normed alone, then weight and bias over all channels."""
-        heads = x.reshape(-1, self.config.head_dim)
-        eps = self.config.group_norm_eps
-        self.model.kernels.layer_norm(heads, self._ones, self._zeros, eps, heads)
-        x *= self.model.vectors[prefix + "head_norm.weight"]
-        x += self.model.vectors[prefix + "head_norm.bias"]
-
-
-def sigmoid(x: np.ndarray) -> None:
-    """1 / (1 + exp(-x)) in place, row by row."""
-    with np.errstate(over="ignore"):
-        for row in x:
-            np.negative(row, out=row)
-            np.exp(row, out=row)
-            row += 1
-            np.reciprocal(row, out=row)
-
-
-def tanh(x: np.ndarray) -> None:
-    """In place, row by row."""
-    for row in x:
-        np.tanh(row, out=row)

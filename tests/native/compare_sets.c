@@ -132,7 +132,7 @@ static void check_layers(const fl_engine *serial, const fl_engine *ours, size_t 
     near("rms_norm", n, out[0], out[1], 3 * n, 0x1p-20);
     for (int e = 0; e < 2; e++) fl_op_layer_norm(engines[e], x, w, b, 3, (int64_t)n, 1e-5f, out[e]);
     near("layer_norm", n, out[0], out[1], 3 * n, 0x1p-19);
-    for (int kind = FL_SILU; kind <= FL_GELU_TANH; kind++) {
+    for (int kind = FL_SILU; kind <= FL_TANH; kind++) {
         for (int e = 0; e < 2; e++)
             fl_op_activate(engines[e], (fl_activation)kind, x, x, 3 * (int64_t)n, out[e]);
         near("activate", n, out[0], out[1], 3 * n, 0x1p-18);
@@ -171,6 +171,69 @@ static void check_attention(const fl_engine *serial, const fl_engine *ours, int6
     expect(!memcmp(out[1], out[2], T * row * 4), "attention bits", -1, (size_t)head_dim, 0, 0);
 }
 
+enum { N_HEADS = 3, T_R = 4, MAX_R = N_HEADS * 70 };
+static float tokens[8][T_R * MAX_R], vectors[8][MAX_R];
+static float memory[3][MAX_R * 70], v_out[3][T_R * MAX_R], out_r[3][T_R * MAX_R];
+
+/* One recurrence over tokens first .. first + n - 1, into results number `into`. */
+static void recur(const fl_engine *e, int version, int64_t d, int into, int64_t first, int64_t n)
+{
+    int64_t width = N_HEADS * d, at = first * width;
+    float *out = out_r[into] + at, *v = v_out[into] + at, *m = memory[into];
+    if (version == 4) {
+        fl_rwkv4 a = {.n_tokens = n, .n = width, .r = tokens[0] + at, .k = tokens[1] + at, .v = v};
+        a.decay = vectors[6], a.first = vectors[0], a.out = out;
+        a.numerator = m, a.denominator = m + width, a.exponent = m + 2 * width;
+        fl_op_rwkv4(e, &a);
+    } else if (version < 7) {
+        fl_rwkv5 a = {.n_tokens = n, .n_heads = N_HEADS, .head_dim = d, .eps = 1e-3f, .v = v};
+        a.r = tokens[0] + at, a.k = tokens[1] + at, a.gate = version == 6 ? tokens[2] + at : NULL;
+        a.decay = version == 6 ? tokens[3] + at : vectors[0], a.first = vectors[1];
+        a.decay_bias = version == 6 ? vectors[4] : NULL;
+        a.norm_weight = vectors[2], a.norm_bias = vectors[3], a.memory = m, a.out = out;
+        fl_op_rwkv5(e, &a);
+    } else {
+        fl_rwkv7 a = {.n_tokens = n, .n_heads = N_HEADS, .head_dim = d, .eps = 1e-3f, .v = v};
+        a.r = tokens[0] + at, a.k = tokens[1] + at, a.gate = tokens[2] + at;
+        a.decay = tokens[3] + at, a.rate = tokens[4] + at, a.first_v = tokens[6] + at;
+        a.share = tokens[5] + at, a.share_bias = vectors[7];
+        a.decay_bias = vectors[0], a.rate_bias = vectors[1], a.key_unit = vectors[2];
+        a.key_rate = vectors[3], a.bonus = vectors[4], a.norm_weight = vectors[5];
+        a.norm_bias = vectors[6], a.memory = m, a.out = out;
+        fl_op_rwkv7(e, &a);
+    }
+}
+
+static void check_rwkv(const fl_engine *serial, const fl_engine *ours, int version, int64_t d)
+{
+    size_t width = (size_t)(N_HEADS * d);
+    for (size_t a = 0; a < 8; a++) {
+        for (size_t i = 0; i < T_R * MAX_R; i++) tokens[a][i] = 2 * next_float();
+        for (size_t i = 0; i < MAX_R; i++) vectors[a][i] = next_float();
+    }
+    for (size_t i = 0; i < MAX_R * 70; i++)
+        memory[0][i] = memory[1][i] = memory[2][i] = 1.5f + 0.5f * next_float();
+    for (size_t i = 0; i < T_R * MAX_R; i++)
+        v_out[0][i] = v_out[1][i] = v_out[2][i] = next_float();
+    recur(serial, version, d, 0, 0, T_R);
+    recur(ours, version, d, 1, 0, T_R);
+    for (int64_t t = 0; t < T_R; t++) recur(ours, version, d, 2, t, 1);
+    near("rwkv", (size_t)d, out_r[0], out_r[1], T_R * width, 0x1p-13); /* a norm amplifies */
+    near("rwkv memory", (size_t)d, memory[0], memory[1], MAX_R * 70, 0x1p-17);
+    expect(!memcmp(out_r[1], out_r[2], T_R * width * 4), "rwkv bits", version, (size_t)d, 0, 0);
+    expect(!memcmp(memory[1], memory[2], sizeof memory[1]), "rwkv memory bits", version,
+           (size_t)d, 0, 0);
+    const float *shares[2] = {vectors[0], vectors[1]};
+    for (int kind = FL_SHARE_NOW; kind <= FL_SHARE_PAST_PLUS; kind++) {
+        for (int e = 0; e < 2; e++) {
+            memcpy(out_r[e], v_out[0], sizeof out_r[e]);
+            fl_op_mix_tokens(e ? ours : serial, (fl_share)kind, tokens[0], vectors[2], shares, 2,
+                             2, (int64_t)width, out_r[e]);
+        }
+        near("mix", width, out_r[0], out_r[1], 4 * width, 0x1p-20);
+    }
+}
+
 int main(int argc, char **argv)
 {
     const char *why, *name = argc > 1 ? argv[1] : "serial";
@@ -190,6 +253,8 @@ int main(int argc, char **argv)
         check_attention(&serial, &ours, 64, window);
         check_attention(&serial, &ours, 20, window);
     }
+    for (int version = 4; version <= 7; version++)
+        for (int64_t d = 1; d <= 70; d += 23) check_rwkv(&serial, &ours, version, d);
     fl_pool_destroy(ours.pool);
     for (int r = 0; r < N_ROWS; r++) free(plane[r]);
     printf("%s: %d failures\n", name, failures);
