@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
@@ -27,6 +27,7 @@ from .engine.snapshot import Snapshot
 from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
 from .planning import replan
+from .predictors import Predictor
 from .tokenization import no_tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -40,8 +41,10 @@ class LLM:
     means FLASHLLM_RAM_BUDGET, else what this machine leaves us.  `storage`: auto, direct, pread or
     mmap.  `n_context`: most tokens of one sequence.  `num_threads`: compute threads.  `kernels`:
     a kernel set's name.  `pin=False` keeps no weight in memory: every token reads all of them (the
-    naive mode of benchmarks).  `progress(done, total, label)` is called while loading and in
-    prefill, `on_plan(plan)` before anything is loaded.
+    naive mode of benchmarks).  `mode`: exact (default), or approx: prompts are exact, decoding
+    computes only the neurons that `predictors` (layer -> Predictor) name; recall is measured on the
+    first and every `audit`-th decoded token.  `progress(done, total, label)` is called while
+    loading and in prefill, `on_plan(plan)` before anything is loaded.
 
     Raises BudgetError below the floor, FormatError for a bad file, UnsupportedError for a backend
     or kernel set that this machine lacks.
@@ -60,6 +63,9 @@ class LLM:
         prefill_chunk: int | None = None,
         io_depth: int | None = None,
         policy: str | None = None,
+        mode: str | None = None,
+        predictors: Mapping[int, Predictor] | None = None,
+        audit: int | None = None,
         pin: bool = True,
         debug: bool | None = None,
         progress: Callable[[int, int, str], None] | None = None,
@@ -85,6 +91,9 @@ class LLM:
                 prefill_chunk=prefill_chunk,
                 io_depth=io_depth,
                 policy=policy,
+                mode=mode,
+                predictors=predictors,
+                audit=audit,
                 pin=pin,
                 debug=debug,
                 on_plan=on_plan,
@@ -157,6 +166,10 @@ class LLM:
         return self.plan.n_context
 
     @property
+    def mode(self) -> str:
+        return "exact" if self.model.approximation is None else "approx"
+
+    @property
     def ram_budget(self) -> int:
         return self.plan.ledger.budget_bytes
 
@@ -215,10 +228,20 @@ class LLM:
             return out
 
     def logit_pieces(
-        self, ids: Sequence[int] | np.ndarray, *, piece_bytes: int
+        self,
+        ids: Sequence[int] | np.ndarray,
+        *,
+        piece_bytes: int,
+        decoding: bool = False,
+        totals: Totals | None = None,
     ) -> Iterator[tuple[int, np.ndarray]]:
         """`logits` a piece at a time: (first row, float32 [k, vocab_size]) of at most
-        `piece_bytes` (one row at least); each piece is valid until the next."""
+        `piece_bytes` (one row at least); each piece is valid until the next.
+
+        With `decoding` all but the first id are taken in as decoding takes its tokens, which in
+        approximate mode is another function.  What is read and computed is added to `totals`.
+        """
+        totals = Totals() if totals is None else totals
         with self._exclusive():
             self._engine.reset()
             ids = self._engine.check_ids(np.asarray(ids))
@@ -227,7 +250,10 @@ class LLM:
             for first in range(0, ids.size, step):
                 part = ids[first : first + step]
                 with self._step():
-                    self._engine.prefill(part, Totals(), all_logits=out[: part.size])
+                    if decoding:
+                        self._engine.follow(part, totals, out[: part.size])
+                    else:
+                        self._engine.prefill(part, totals, all_logits=out[: part.size])
                 yield first, out[: part.size]
 
     def observe(
@@ -320,7 +346,7 @@ class LLM:
 
     def _facts(self) -> dict[str, Any]:
         return {
-            "mode": "exact",
+            "mode": self.mode,
             "ram_budget": self.ram_budget,
             "storage": self.choice.name,
             "kernels": self.kernels.name,

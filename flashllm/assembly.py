@@ -6,7 +6,7 @@ Everything opened here is put on the caller's ExitStack in order, so that it clo
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from .container import Container, open_container
-from .errors import BudgetError, FormatError, UnknownNameError, UsageError
+from .errors import BudgetError, FormatError, UnknownNameError, UnsupportedError, UsageError
 from .kernels import choose_kernels
+from .models.approximate import Approximation
 from .models.configs import config_from_dict
 from .models.families import MODELS
 from .models.scratch import Scratch
-from .offload import WeightStore, store_costs
+from .offload import WeightStore, sparse_planes, store_costs
 from .planning import (
     GROWTH_BYTES,
     RESULT_BYTES,
@@ -31,6 +32,7 @@ from .planning import (
     plan_budget,
     ring_reserve,
 )
+from .predictors import Predictor
 from .probe.curve import DEFAULT_CURVE
 from .probe.device import Choice, choose_storage, probe_device
 from .probe.memory import automatic_budget
@@ -40,6 +42,7 @@ from .storage import STORAGES, open_storage
 from .units import align_up, parse_size
 from .watch import MemoryWatch
 
+MODES = ("exact", "approx")
 KV_TYPES = {"f32": np.float32, "f16": np.float16}
 
 
@@ -72,6 +75,8 @@ class Wishes:
     prefill_chunk: int
     kv_type: str
     policy: str
+    mode: str
+    audit: int
     debug: bool
     pin: bool
 
@@ -83,6 +88,10 @@ class Wishes:
         for name in ("num_threads", "io_depth", "prefill_chunk"):
             if not isinstance(values[name], int) or values[name] < 1:
                 raise UsageError(f"{name} must be a whole number from 1, not {values[name]!r}")
+        if values["mode"] not in MODES:
+            raise UnknownNameError("mode", values["mode"], list(MODES))
+        if not isinstance(values["audit"], int) or values["audit"] < 0:
+            raise UsageError(f"audit must be a whole number from 0, not {values['audit']!r}")
         if values["kv_type"] not in ("auto", *KV_TYPES):
             raise UsageError(f"kv_type must be auto, f32 or f16, not {values['kv_type']!r}")
         return cls(pin=pin, **values)
@@ -93,6 +102,7 @@ def open_parts(
     stack: ExitStack,
     *,
     ram_budget: int | str | None = None,
+    predictors: Mapping[int, Predictor] | None = None,
     on_plan: Callable[[Plan], None] | None = None,
     **given: Any,
 ) -> Parts:
@@ -105,9 +115,11 @@ def open_parts(
     budget = budget_bytes(ram_budget, container.size)
     tokenizer = load_tokenizer(container, config)
     drop_library_cache()
+    approximation = approximate(container, config, wishes, predictors)
     plan = make_plan(
-        container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes()
-    )
+        container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes(),
+        approximation=approximation,
+    )  # fmt: skip
     memory = MemoryWatch()
     if on_plan is not None:
         on_plan(plan)
@@ -123,6 +135,8 @@ def open_parts(
         stage_bytes=plan.stage_bytes,
         policy=wishes.policy,
         curve=choice.curve,
+        sparse=acquired_planes(container, approximation),
+        begin_cached=approximation is not None,
         debug=wishes.debug,
     )
     stack.callback(store.close)
@@ -130,12 +144,51 @@ def open_parts(
         config, container.planes, container.load_vectors(), store, kernels,
         max_tokens=plan.chunk, n_context=plan.n_context, path=path,
     )  # fmt: skip
+    model.approximation = approximation
     state = model.new_state(plan.n_context, kv_dtype(wishes, container))
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
         kernels=kernels, choice=choice, model=model, state=state, memory=memory,
         check=store.check if wishes.debug else None,
     )  # fmt: skip
+
+
+def approximate(
+    container: Container,
+    config: Any,
+    wishes: Wishes,
+    predictors: Mapping[int, Predictor] | None,
+) -> Approximation | None:
+    """What decoding leaves out: nothing (None) in exact mode."""
+    if wishes.mode == "exact":
+        if predictors:
+            raise UsageError("predictors decide nothing in exact mode: ask for mode approx")
+        return None
+    if not config.sparse:
+        raise UnsupportedError(
+            f"{container.path}: approximate mode skips neurons that are exactly zero, and with "
+            f"{config.activation} none is"
+        )
+    if not predictors:
+        raise UsageError("approximate mode needs predictors")
+    for layer, predictor in predictors.items():
+        plane = container.planes.get(f"layers.{layer}.ffn")
+        if plane is None:
+            raise UsageError(f"a predictor for layer {layer}, which has no FFN of neurons")
+        if predictor.n_bundles != plane.n_items:
+            raise UsageError(f"the predictor of layer {layer} knows {predictor.n_bundles} bundles, "
+                             f"the layer has {plane.n_items}")
+    return Approximation(predictors=dict(predictors), audit_every=wishes.audit)
+
+
+def acquired_planes(container: Container, approximation: Approximation | None) -> set[str]:
+    """Planes of which single items are asked for: where sets are predicted, deciding rows too."""
+    planes = sparse_planes(container)
+    if approximation is not None:
+        named = {f"layers.{i}.{part}" for i in approximation.predictors
+                 for part in ("deciding", "ffn")}
+        planes |= named & set(container.planes)
+    return planes
 
 
 def read_config(container: Container):
@@ -188,12 +241,18 @@ def make_plan(
     budget: int,
     *,
     process_bytes: int,
+    approximation: Approximation | None = None,
 ) -> Plan:
-    """The byte plan of this container under `budget`; see planning.plan_budget."""
+    """The byte plan of this container under `budget`; see planning.plan_budget.
+
+    An approximation's predictors are always in memory, and slots for what they name come before
+    nothing but attention: deciding rows are then as good as bundles.
+    """
     widths = model_class.scratch_widths(config)
     widest = model_class.widest_input(config)
     dtype = kv_dtype(wishes, container)
-    costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES)
+    acquired = acquired_planes(container, approximation)
+    costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES, sparse=acquired)
     embed = container.planes["embed"]
     vector_bytes = 4 * sum(int(np.prod(shape)) for shape, *_ in container.vectors.values())
 
@@ -206,7 +265,7 @@ def make_plan(
 
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
-                  rank_of(name, container))
+                  rank_of(name, container, acquired))
         for name, plane in container.planes.items()
     ]  # fmt: skip
     most = min(config.n_context, 4096) if model_class.bounded_context else config.n_context
@@ -224,6 +283,7 @@ def make_plan(
                 "vectors": vector_bytes,
                 "reader threads": wishes.io_depth * THREAD_BYTES,
                 "compute threads": wishes.num_threads * THREAD_BYTES,
+                **predictor_line(approximation),
                 **costs_of_store.fixed,
             },
             context=context_bytes,
@@ -238,13 +298,23 @@ def make_plan(
     )
 
 
-def rank_of(name: str, container: Container) -> int | None:
+def predictor_line(approximation: Approximation | None) -> dict[str, int]:
+    """The ledger's line for predictors, where there are any."""
+    if approximation is None:
+        return {}
+    return {"predictors": sum(p.resident_bytes for p in approximation.predictors.values())}
+
+
+def rank_of(name: str, container: Container, acquired: Collection[str]) -> int | None:
     """The class of a plane (planning.LABELS): -1 routers, 0 attention and head, 1 deciding, 2 FFN
-    or experts; None is read by the row.  A layer's FFN beside experts is as much in need as 0.
+    or experts; None is read by the row.  A layer's FFN beside experts is as much in need as 0, and
+    deciding rows of which only some are `acquired` no more than bundles.
     """
     if name == "position" or (name == "embed" and "head" in container.planes):
         return None
     last = name.rsplit(".", 1)[-1]
+    if last == "deciding" and name in acquired:
+        return 2
     if last == "ffn" and any(other.endswith(".router") for other in container.planes):
         return 0
     return {"router": -1, "deciding": 1, "ffn": 2, "experts": 2}.get(last, 0)

@@ -45,6 +45,13 @@ def _count(text: str) -> int:
     return number
 
 
+def _whole(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise ValueError("must be 0 or more")
+    return number
+
+
 def _flag(text: str) -> bool:
     if text.lower() in ("1", "true", "yes"):
         return True
@@ -65,6 +72,8 @@ SETTINGS: dict[str, Setting] = {
         Setting("prefill_chunk", _count, 64, "prompt tokens that share a pass over the weights"),
         Setting("kv_type", str, "auto", "auto, f32 or f16"),
         Setting("policy", str, "lru", "eviction policy of the bundle cache"),
+        Setting("mode", str, "exact", "exact, or approx: decode with predicted neurons only"),
+        Setting("audit", _whole, 16, "approx: measure recall on every so manieth token; 0 never"),
         Setting("debug", _flag, False, "check every invariant after every step"),
     )
 }

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
+from ..models.approximate import PredictedCounts
 from .snapshot import Snapshot
 
 
@@ -23,14 +24,28 @@ class Totals:
     counters: dict[str, int] = field(default_factory=dict)
     active_neurons: int = 0
     neurons: int = 0
+    # of decoding alone: tokens, counters, neurons
+    decoded: int = 0
+    decode_counters: dict[str, int] = field(default_factory=dict)
+    decode_active: int = 0
+    decode_neurons: int = 0
+    predicted: PredictedCounts = field(default_factory=PredictedCounts)
 
-    def add_step(self, step_stats: dict[str, int]) -> None:
-        for name, value in step_stats.items():
-            self.counters[name] = self.counters.get(name, 0) + value
+    def add_step(self, step_stats: dict[str, int], *, decoding: bool) -> None:
+        sums = (self.counters, self.decode_counters) if decoding else (self.counters,)
+        for counters in sums:
+            for name, value in step_stats.items():
+                counters[name] = counters.get(name, 0) + value
 
-    def add_counts(self, counts) -> None:
+    def add_counts(self, counts, *, decoding: bool) -> None:
+        n_neurons = counts.n_neurons * counts.n_tokens
         self.active_neurons += counts.active_neurons
-        self.neurons += counts.n_neurons * counts.n_tokens
+        self.neurons += n_neurons
+        if decoding:
+            self.decoded += counts.n_tokens
+            self.decode_active += counts.active_neurons
+            self.decode_neurons += n_neurons
+        self.predicted.add(counts.predicted)
 
 
 class Engine:
@@ -52,6 +67,8 @@ class Engine:
     def reset(self, snapshot: Snapshot | None = None) -> None:
         """Begin anew, or where `snapshot` was taken; the caller feeds its pending tokens."""
         self.state.reset()
+        if self.model.approximation is not None:
+            self.model.approximation.reset()
         self.pending = ()
         if snapshot is not None:
             self.state.restore(snapshot.length, snapshot.arrays)
@@ -128,16 +145,27 @@ class Engine:
             admit=True,
             order=self._with_head,
             next_order=self._with_head,
+            decoding=True,
         )
         return self._logits[0]
 
-    def _step(self, ids, out, totals: Totals, *, admit: bool, order, next_order) -> None:
+    def follow(self, ids: np.ndarray, totals: Totals, out: np.ndarray) -> None:
+        """Take int32 `ids` in one by one as decoding does, the first of a sequence as a prompt;
+        row i of float32 out [n, vocab_size] receives the logits after ids[: i + 1]."""
+        for i, token in enumerate(ids):
+            first = self.state.length == 0
+            logits = self.prefill(ids[:1], totals) if first else self.decode(int(token), totals)
+            out[i] = logits
+
+    def _step(
+        self, ids, out, totals: Totals, *, admit: bool, order, next_order, decoding: bool = False
+    ) -> None:
         self.store.begin_step(order, admit=admit, next_order=next_order)
         try:
-            self.model.forward(ids, self.state, out)
+            self.model.forward(ids, self.state, out, decoding=decoding)
         finally:
-            totals.add_step(self.store.end_step().as_dict())
-        totals.add_counts(self.model.counts)
+            totals.add_step(self.store.end_step().as_dict(), decoding=decoding)
+        totals.add_counts(self.model.counts, decoding=decoding)
         if self.check is not None:
             self.check()
 

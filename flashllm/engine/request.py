@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import ContextLengthError
 from .engine import Engine, Totals
+from .figures import flash_figures
 from .results import Delta, Result
 from .sampling import Sampler, SamplingParams, log_softmax
 from .snapshot import Snapshot
@@ -190,22 +191,9 @@ class Request:
 
     def figures(self) -> dict[str, Any]:
         """The `flash` part of the result, as it stands now."""
-        counters = self.totals.counters
-        hits, misses = counters.get("hits", 0), counters.get("misses", 0)
-        neurons = self.totals.neurons
         return {
             **self._facts,
-            "bytes_read": counters.get("bytes_read", 0),
-            "reads": counters.get("reads", 0),
-            "bytes_useful": counters.get("bytes_useful", 0),
-            "hits": hits,
-            "misses": misses,
-            "hit_rate": hits / (hits + misses) if hits + misses else None,
-            "predicted_rows": 0,
-            "wasted_rows": 0,
-            "density": self.totals.active_neurons / neurons if neurons else None,
-            "stall_ms": counters.get("wait_ns", 0) / 1e6,
-            "decompress_ms": counters.get("decode_ns", 0) / 1e6,
+            **flash_figures(self.totals),
             **self._memory.peaks(),
             "truncated_prompt_tokens": 0,
         }

@@ -16,6 +16,7 @@ import numpy as np
 
 from ..errors import FormatError
 from ..kernels.base import PieceView, weight_code
+from .approximate import ApproximateFFN, PredictedCounts
 from .scratch import Scratch
 from .state import KVCache, SequenceState
 
@@ -33,6 +34,7 @@ class StepCounts:
     active_bundles: int = 0
     n_neurons: int = 0
     layers: dict[int, int] = field(default_factory=dict)
+    predicted: PredictedCounts = field(default_factory=PredictedCounts)
 
 
 # Called in every sparse FFN as observer(layer, x, decided): the input float32 [T, hidden_size] and
@@ -41,13 +43,14 @@ class StepCounts:
 Observer = Callable[[int, np.ndarray, np.ndarray], None]
 
 
-class DecoderModel(ABC):
+class DecoderModel(ApproximateFFN, ABC):
     """A decoder-only language model whose weights come from a store.
 
     `config` is the family's normalised configuration, `planes` the container's table of planes,
     `vectors` its float32 1-D tensors, `store` a WeightStore, `kernels` a kernel set.  One model
     object serves one sequence at a time; `forward` must not be called from two threads.  `observer`
-    is None, which costs nothing, or sees what each sparse layer decides.
+    is None, which costs nothing, or sees what each sparse layer decides.  `approximation` is None
+    or says what decoding steps leave out.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class DecoderModel(ABC):
         self._paired: dict[str, tuple[PieceView, np.ndarray] | None] = {}
         self.counts = StepCounts()
         self.observer: Observer | None = None
+        self._decoding = False  # this pass
 
     # -- what a family says about itself
 
@@ -131,15 +135,25 @@ class DecoderModel(ABC):
         )
 
     def forward(
-        self, ids: np.ndarray, state: SequenceState, logits: np.ndarray | None = None
+        self,
+        ids: np.ndarray,
+        state: SequenceState,
+        logits: np.ndarray | None = None,
+        *,
+        decoding: bool = False,
     ) -> None:
         """Take int32 `ids` [T] into `state`; write the logits of the last rows into `logits`.
 
         `logits` is float32 [n, vocab_size] for the last n of the T tokens, or None when nobody
-        asks.  The caller has begun the store's step with the matching order.
+        asks.  `decoding`: these are not a prompt's; where there is an approximation it holds for a
+        decoding step of one token and for nothing else.  The caller has begun the store's step with
+        the matching order.
         """
         n_tokens = ids.size
         self.counts = StepCounts(n_tokens=n_tokens)
+        self._decoding = decoding
+        if decoding and self.approximation is not None:
+            self.approximation.begin_token()
         hidden = self._hidden(ids, state)
         state.length += n_tokens
         if logits is not None:
@@ -197,6 +211,9 @@ class DecoderModel(ABC):
 
         The bits do not depend on how the container arranges a neuron's pieces.
         """
+        approximate = self._decoding and self.approximation is not None
+        if approximate and self.approximate_ffn(layer, x, out):
+            return
         apart = f"layers.{layer}.deciding" in self.planes
         if self.config.sparse:
             (self.sparse_ffn if apart else self.bundled_ffn)(layer, x, out)

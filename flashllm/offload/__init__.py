@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .sizing import StoreCosts, slot_bytes_of, store_bytes, store_costs
+from .sizing import StoreCosts, slot_bytes_of, sparse_planes, store_bytes, store_costs
 from .stats import StepStats
 from .store import Lease, WeightStore
 
@@ -12,6 +12,7 @@ __all__ = [
     "StoreCosts",
     "WeightStore",
     "slot_bytes_of",
+    "sparse_planes",
     "store_bytes",
     "store_costs",
 ]

@@ -30,6 +30,15 @@ class FrameSource:
         self.alignment = alignment
         self.file_id = np.uint64(plane.file_id)
         self.slot_bytes = slot_bytes(plane, alignment)
+        self._file_bytes: int | None = None  # when asked for
+
+    def bundles_in(self, n_bytes: int) -> int:
+        """How many bundles so many bytes of the plane's file hold; 0 for a plane of rows."""
+        if self.plane.kind != "bundles":
+            return 0
+        if self._file_bytes is None:
+            self._file_bytes = int(self.places(slice(None))[1].sum())
+        return round(n_bytes * self.n_items / self._file_bytes)
 
     def places(self, frames: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
         """(file offsets, lengths with padding), int64, of these frames."""

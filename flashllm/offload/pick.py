@@ -71,9 +71,9 @@ class Picker:
             state.policy.admit(placed, missing[chosen], clock)
             targets = np.zeros(len(missing), dtype=np.uint64)
             targets[chosen] = segment.slot_address[placed]
-            with closing(
-                self._demand.bring(state.source, self.extents(state, missing), targets)
-            ) as arriving:
+            extents = self.extents(state, missing)
+            self.stats.bundles_read += state.source.bundles_in(extents.n_bytes)
+            with closing(self._demand.bring(state.source, extents, targets)) as arriving:
                 for a, b in arriving:
                     slots = segment.frame_slot[missing[a:b]]
                     in_slot = slots >= 0

@@ -145,6 +145,7 @@ def store_costs(
     demand_bytes: int = DEMAND_BYTES,
     decode_threads: int = DECODE_THREADS,
     policy: str = "lru",
+    sparse: Collection[str] | None = None,
 ) -> StoreCosts:
     """The costs of a store whatever it keeps: tables are counted as for full residency.
 
@@ -152,8 +153,9 @@ def store_costs(
     """
     lines = store_bytes(
         container, resident={p.name: p.n_frames for p in container.planes.values()},
-        sparse=sparse_planes(container), policy=policy, stage_bytes=stage_bytes, ring_stages=0,
-        demand_bytes=demand_bytes, decode_threads=decode_threads,
+        sparse=sparse_planes(container) if sparse is None else sparse, policy=policy,
+        stage_bytes=stage_bytes, ring_stages=0, demand_bytes=demand_bytes,
+        decode_threads=decode_threads,
     )  # fmt: skip
     fixed = {name: lines[name] for name in ("demand area", "store tables", "decoders")}
     fixed["container index"] = container.index_bytes

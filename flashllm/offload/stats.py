@@ -16,6 +16,8 @@ class StepStats:
     bytes_read: int = 0  # submitted to the device by the stream and on demand
     reads: int = 0
     bytes_useful: int = 0  # of those, bytes of items that were asked for
+    audit_bytes: int = 0  # read for audits; not part of bytes_read
+    bundles_read: int = 0  # of sparse planes: in the frames that were read for their sake
     bytes_dropped: int = 0  # read ahead for a program that was then left
     hits: int = 0  # active bundles that were resident
     misses: int = 0  # active bundles that were not

@@ -79,6 +79,7 @@ class WeightStore:
     demand_bytes    transient area for reads on demand
     decode_threads  threads that decode, if any plane is coded
     mode            "adaptive", or "sweep" or "cached" to hold all sparse planes in one mode
+    begin_cached    under "adaptive" sparse planes begin cached, not swept: little of them is wanted
     debug           check every invariant at the end of every step
     """
 
@@ -98,6 +99,7 @@ class WeightStore:
         demand_bytes: int = DEMAND_BYTES,
         decode_threads: int = DECODE_THREADS,
         mode: str = "adaptive",
+        begin_cached: bool = False,
         huge_pages: bool = True,
         debug: bool = False,
     ):
@@ -140,7 +142,8 @@ class WeightStore:
         self._picker = Picker(self._fetcher, self._demand, curve)
         self._count_into(StepStats())
         self._states = make_states(
-            container, self._arena, resident=resident, curve=curve, policy=policy, mode=mode,
+            container, self._arena, resident=resident, curve=curve, policy=policy,
+            mode="cached" if self._adaptive and begin_cached else mode,
             sparse=sparse_planes(container) if sparse is None else sparse,
             routed=routed_planes(container),
             policy_options=policy_options or {}, stage_areas=(raw, decoded),
@@ -307,14 +310,31 @@ class WeightStore:
 
     # ----------------------------------------------------------------------------------- leases
 
-    def scan(self, plane: str) -> Iterator[Lease]:
-        """Leases over all items of a plane, ascending: the resident ones while others arrive."""
-        return self._opened(self._scan(self._state(plane)))
+    def scan(self, plane: str, *, audit: bool = False) -> Iterator[Lease]:
+        """Leases over all items of a plane, ascending: the resident ones while others arrive.
+
+        audit  an extra look: its bytes are counted apart
+        """
+        state = self._state(plane)
+        return self._opened(self._audited(state) if audit else self._scan(state))
 
     def _scan(self, state: PlaneState) -> Iterator[Lease]:
+        self._step.bytes_useful += state.sweep().absent_bytes
+        self._step.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
+        yield from self._walk(state)
+
+    def _audited(self, state: PlaneState) -> Iterator[Lease]:
+        step, sweep = self._step, state.sweep()
+        dropped = step.bytes_dropped
+        yield from self._walk(state)
+        # What was read ahead for the program gives way to an audit, and is read again.
+        extra = sweep.n_bytes + step.bytes_dropped - dropped
+        step.audit_bytes += extra
+        step.bytes_read -= extra
+
+    def _walk(self, state: PlaneState) -> Iterator[Lease]:
         source, addresses = state.source, state.segment.addresses
         per_frame, n_items = source.per_frame, source.n_items
-        self._step.bytes_useful += state.sweep().absent_bytes
         with closing(self._swept(state)) as swept:
             for start, stop in swept:
                 yield Lease(start * per_frame, min(stop * per_frame, n_items), addresses)
@@ -349,6 +369,7 @@ class WeightStore:
         if self._admit:
             self._picker.note_wanted(state, frames, self._clock)
         self._step.planes_swept += len(state.sweep()) > 0
+        self._step.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
         at = 0
         with closing(self._swept(state)) as swept:
             for _, frame_stop in swept:

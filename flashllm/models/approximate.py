@@ -1,0 +1,169 @@
+"""Approximate decoding: of a layer's neurons only those that somebody names are computed.
+
+Who names them is a predictor, before a deciding row is read, or a threshold on the magnitude of the
+activated gate (CATS, arXiv 2404.08763), when the deciding matrix has been computed.  What is
+computed depends on the layer's input and the sequence, never on what is cached, planned or audited,
+so that the tokens are the same under any cap.  Prompts do not come here: they are exact.
+
+An audit is a look at the truth beside a computation that it does not change: the whole deciding
+matrix is computed, and what the predictor missed is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..predictors import Predictor
+
+
+@dataclass
+class PredictedCounts:
+    """Sums over layers (and tokens): `computed` of the `predicted` are active; audited tokens have
+    `true` active neurons, of which `found` were among the `guessed`."""
+
+    predicted: int = 0
+    computed: int = 0
+    true: int = 0
+    guessed: int = 0
+    found: int = 0
+
+    def add(self, other: PredictedCounts) -> None:
+        for name in self.__dataclass_fields__:
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    @property
+    def recall(self) -> float | None:
+        return self.found / self.true if self.true else None
+
+    @property
+    def precision(self) -> float | None:
+        return self.found / self.guessed if self.guessed else None
+
+
+@dataclass
+class Approximation:
+    """Layers in `predictors` compute what is predicted, layers in `thresholds` what exceeds them,
+    others everything.  Of the tokens decoded in a sequence the first and every `audit_every`-th
+    after it are audited; 0 audits none."""
+
+    predictors: Mapping[int, Predictor] = field(default_factory=dict)
+    thresholds: Mapping[int, float] = field(default_factory=dict)
+    audit_every: int = 0
+    auditing: bool = False  # this token
+    n_decoded: int = 0
+
+    def reset(self) -> None:
+        """A new sequence begins."""
+        self.n_decoded = 0
+        for predictor in self.predictors.values():
+            predictor.reset()
+
+    def begin_token(self) -> None:
+        due = self.audit_every > 0 and self.n_decoded % self.audit_every == 0
+        self.auditing = due and bool(self.predictors)
+        self.n_decoded += 1
+
+
+class ApproximateFFN:
+    """The part of a DecoderModel that decodes one token approximately (x is [1, hidden_size])."""
+
+    approximation: Approximation | None = None
+
+    def approximate_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> bool:
+        """The layer's FFN into `out` as the approximation has it; False where it has nothing to
+        say and the caller computes everything."""
+        approximation = self.approximation
+        if layer in approximation.thresholds:
+            self._thresholded_ffn(layer, x, approximation.thresholds[layer], out)
+        elif layer in approximation.predictors:
+            self._predicted_ffn(layer, x, approximation.predictors[layer], out)
+        else:
+            return False
+        self._add_bias(f"layers.{layer}.ffn.bias", out)
+        return True
+
+    def _predicted_ffn(self, layer: int, x, predictor: Predictor, out) -> None:
+        ids = predictor.predict(x[0])
+        apart = f"layers.{layer}.deciding" in self.planes
+        active = (self._apart_sum if apart else self._bundled_sum)(layer, x, ids, out)
+        # Not the truth, even where it is audited: tokens must not depend on audits.
+        predictor.observe(active)
+        counts = PredictedCounts(predicted=ids.size, computed=active.size)
+        if self.approximation.auditing:
+            counts.true = self._audited(layer, x)
+            counts.guessed, counts.found = ids.size, active.size
+        self._count_computed(layer, active.size, counts)
+
+    def _apart_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
+        """Sum of the neurons `ids` whose deciding rows lie apart: those are read first, then the
+        bundles of what is active.  Returns the active ids."""
+        deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
+        decided = self.scratch.view("decided", 1)
+        self.kernels.prepare(self.activations, x, self.views[deciding]["row"])
+        for lease in self.store.acquire(deciding, ids):
+            self._decide(layer, lease, self.views[deciding]["row"], decided)
+        active = ids[decided[0, ids] > 0]
+        self._prepare_up(layer, x)
+        out.fill(0.0)
+        for lease in self.store.acquire(ffn, active):
+            self._add_neurons(layer, lease, lease.ids, decided, out)
+        return active
+
+    def _bundled_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
+        """The same where bundles hold everything, in one pass."""
+        ffn = f"layers.{layer}.ffn"
+        view = self.views[ffn][self._deciding_piece(ffn)]
+        decided = self.scratch.view("decided", 1)
+        self.kernels.prepare(self.activations, x, view)
+        out.fill(0.0)
+        for lease in self.store.acquire(ffn, ids):
+            self._decide(layer, lease, view, decided)
+            active = lease.ids[decided[0, lease.ids] > 0]
+            self._add_neurons(layer, lease, active, decided, out)
+        return ids[decided[0, ids] > 0]
+
+    def _decide(self, layer: int, lease, view, decided: np.ndarray) -> None:
+        """Pre-activations of the lease's ids into `decided` [1, n], at their places."""
+        pre = self._bundle_dots(view, lease, lease.ids, "gathered", 1)
+        bias = self.vectors.get(self._deciding_bias(layer))
+        if bias is not None:
+            pre += bias[lease.ids]
+        decided[0, lease.ids] = pre[0]
+
+    def _audited(self, layer: int, x: np.ndarray) -> int:
+        """How many neurons are truly active, from the whole deciding matrix."""
+        deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
+        plane, piece = (deciding, "row") if deciding in self.planes else (ffn, None)
+        view = self.views[plane][piece or self._deciding_piece(ffn)]
+        decided = self.scratch.view("decided", 1)
+        self.kernels.prepare(self.activations, x, view)
+        for lease in self.store.scan(plane, audit=True):
+            part = decided[:, lease.start : lease.stop]
+            every = np.arange(lease.start, lease.stop, dtype=np.int32)
+            self.kernels.dot_ids(self.activations, lease.addresses, view, every, part)
+        self._add_bias(self._deciding_bias(layer), decided)
+        return int(np.count_nonzero(decided > 0))
+
+    def _thresholded_ffn(self, layer: int, x, threshold: float, out) -> None:
+        """Neurons whose activated gate is at least `threshold` from zero."""
+        deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
+        decided = self.scratch.view("decided", 1)
+        self.linear(deciding, x, decided, bias=self._deciding_bias(layer))
+        magnitude = self.scratch.view("gathered", 1, decided.shape[1])
+        self.kernels.activate(self.config.activation, decided, None, magnitude)
+        ids = np.flatnonzero(np.abs(magnitude[0]) >= threshold).astype(np.int32)
+        self._prepare_up(layer, x)
+        out.fill(0.0)
+        for lease in self.store.acquire(ffn, ids):
+            self._add_neurons(layer, lease, lease.ids, decided, out)
+        self._count_computed(layer, ids.size, PredictedCounts(computed=ids.size))
+
+    def _count_computed(self, layer: int, n: int, counts: PredictedCounts) -> None:
+        self.counts.active_bundles += n
+        self.counts.active_neurons += n
+        self.counts.n_neurons += self.config.intermediate_size
+        self.counts.layers[layer] = n
+        self.counts.predicted.add(counts)

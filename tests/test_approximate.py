@@ -1,0 +1,250 @@
+"""Approximate mode: what is computed is what was predicted, and nothing else decides it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from flashllm import LLM, assembly
+from flashllm.container import open_container
+from flashllm.conversion.enlarge import inflate
+from flashllm.conversion.from_container import PlaneReader
+from flashllm.conversion.relayout import relayout
+from flashllm.errors import UnknownNameError, UnsupportedError, UsageError
+from flashllm.evaluation import negative_log_likelihood
+from flashllm.kernels import choose_kernels
+from flashllm.kernels.base import PieceView, weight_code
+from flashllm.offload import WeightStore
+from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
+from flashllm.units import KIB, MIB
+
+from . import tiny
+from .tiny import GOLDEN
+
+IDS = [3, 17, 40, 8, 8, 22, 61]
+N_TOKENS = 18
+KINDS = {
+    "gated apart": ("llama-relu-biases", "split"),
+    "gated bundled": ("llama-relu-biases", "all"),
+    "ungated bundled": ("llama-ungated-relu2", "all"),
+}
+
+
+class Truth:
+    """Which neurons of a layer are truly active, computed with the deciding rows in memory."""
+
+    def __init__(self, container, layer: int, kernels):
+        rows = container.planes.get(f"layers.{layer}.deciding")
+        plane = rows or container.planes[f"layers.{layer}.ffn"]
+        piece = plane.pieces[0]
+        self.data = PlaneReader(plane, container).whole(0, plane.n_items)
+        self.view = PieceView(
+            weight_code(piece.weight_type), plane.n_items, plane.stride, piece.offset, piece.n_cols
+        )
+        self.bias = container.load_vectors().get(f"layers.{layer}.deciding.bias", 0)
+        self.n, self.kernels = plane.n_items, kernels
+        self.activations = kernels.activations(1, piece.n_cols)
+        self.addresses = np.array([self.data.ctypes.data], np.uint64)
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        out = np.empty((1, self.n), np.float32)
+        self.kernels.prepare(self.activations, x[None], self.view)
+        every = np.arange(self.n, dtype=np.int32)
+        self.kernels.dot_ids(self.activations, self.addresses, self.view, every, out)
+        return np.flatnonzero(out[0] + self.bias > 0).astype(np.int32)
+
+
+class Forgetful(Predictor):
+    """The truth less every third neuron, and every 16th neuron besides; remembers what it said."""
+
+    name = "forgetful"
+    resident_bytes = 4096
+
+    def __init__(self, truth: Truth):
+        super().__init__(truth.n)
+        self.truth, self.said = truth, []
+
+    def predict(self, x: np.ndarray) -> np.ndarray:
+        every = np.arange(self.n_bundles, dtype=np.int32)
+        true = self.truth(x)
+        ids = np.union1d(true[true % 3 != 0], every[::16]).astype(np.int32)
+        self.said.append((true.size, ids.size, np.intersect1d(true, ids).size))
+        return ids
+
+    def reset(self) -> None:
+        self.said.clear()
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def made(request, tmp_path_factory):
+    """(path, layer -> truth, the exact run's tokens and logits)."""
+    variant, bundle = KINDS[request.param]
+    folder = tmp_path_factory.mktemp("approx")
+    plain, path = folder / "plain.flash", folder / "model.flash"
+    inflate(GOLDEN / variant, plain, size_bytes=MIB, quant="int8", min_layers=2)
+    relayout(plain, path, bundle=bundle, per_frame=3)
+    kernels = choose_kernels("auto", n_threads=1)
+    with open_container(path) as container:
+        n = container.config["n_layers"]
+        truths = {layer: Truth(container, layer, kernels) for layer in range(n)}
+    with LLM(str(path), ram_budget="1GiB") as llm:
+        exact = llm.generate(IDS, max_tokens=N_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
+    yield str(path), truths, exact
+    kernels.close()
+
+
+def run(path, predictors, monkeypatch, *, share=1.0, store_mode=None, **settings):
+    """An approximate run with `share` of every plane kept."""
+    plan_budget = assembly.plan_budget
+
+    def forced(**arguments):
+        plan = plan_budget(**arguments)
+        resident = {n.name: int(n.n_frames * share) for n in arguments["needs"]}
+        return dataclasses.replace(
+            plan, resident=resident, ring_stages=4 if share < 1 else 0, stage_bytes=256 * KIB
+        )
+
+    class Store(WeightStore):
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **kwargs, **({"mode": store_mode} if store_mode else {}))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assembly, "plan_budget", forced)
+        patch.setattr(assembly, "WeightStore", Store)
+        with LLM(path, ram_budget="1GiB", mode="approx", predictors=predictors, debug=True,
+                 **settings) as llm:  # fmt: skip
+            return llm.generate(
+                IDS, max_tokens=N_TOKENS, temperature=0, ignore_eos=True, logprobs=5
+            )
+
+
+WAYS = [
+    {},
+    {"share": 0.0},
+    {"share": 0.3, "prefill_chunk": 2},
+    {"share": 0.5, "storage": "pread", "policy": "lfu"},
+    {"share": 0.2, "store_mode": "sweep", "audit": 3},
+    {"share": 0.4, "storage": "mmap", "store_mode": "cached", "audit": 1},
+    {"share": 0.6, "num_threads": 1, "audit": 0},
+]
+
+
+@pytest.mark.parametrize("how", WAYS[1:5], ids=str)
+def test_an_oracle_gives_the_exact_bits(made, monkeypatch, how):
+    path, truths, exact = made
+    oracles = {i: OraclePredictor(truth.n, truth=truth) for i, truth in truths.items()}
+    result = run(path, oracles, monkeypatch, **how)
+    assert result.tokens == exact.tokens and result.logprobs == exact.logprobs
+    flash = result.flash
+    assert flash["mode"] == "approx"
+    audited = how.get("audit", 16) > 0
+    assert flash["recall"] == (1.0 if audited else None)
+    assert flash["precision"] == (1.0 if audited else None)
+    assert flash["predicted_bundles"] == flash["active_bundles"] == exact.flash["active_bundles"]
+    assert flash["all_bundles"] == exact.flash["all_bundles"] > flash["active_bundles"]
+
+
+def test_everything_predicted_is_exact_too(made, monkeypatch):
+    path, truths, exact = made
+    everything = {i: DensePredictor(truth.n) for i, truth in truths.items()}
+    result = run(path, everything, monkeypatch, share=0.3)
+    assert result.tokens == exact.tokens and result.logprobs == exact.logprobs
+    assert result.flash["recall"] == 1.0
+    assert result.flash["predicted_bundles"] == result.flash["all_bundles"]
+
+
+def test_what_is_left_out_depends_on_nothing_else(made, monkeypatch):
+    path, truths, exact = made
+    seen = []
+    for how in WAYS:
+        predictors = {i: Forgetful(truth) for i, truth in truths.items()}
+        result = run(path, predictors, monkeypatch, **how)
+        seen.append((result.tokens, result.logprobs, result.flash["active_bundles"]))
+        flash, every = result.flash, how.get("audit", 16)
+        assert flash["predicted_bundles"] == flash["predicted_rows"]
+        if every == 0:
+            assert flash["recall"] is None and flash["precision"] is None
+            assert flash["audit_bytes"] == 0
+            continue
+        said = np.array([p.said[::every] for p in predictors.values()]).sum(axis=(0, 1))
+        assert flash["recall"] == said[2] / said[0] < 1
+        assert flash["precision"] == said[2] / said[1] < 1
+        assert (flash["audit_bytes"] > 0) == (how.get("share", 1) < 1)
+    assert all(one == seen[0] for one in seen)
+    assert seen[0][1] != exact.logprobs
+
+
+def test_audits_read_apart(made, monkeypatch):
+    path, truths, _ = made
+    read = []
+    for audit in (0, 4):
+        predictors = {i: Forgetful(truth) for i, truth in truths.items()}
+        result = run(path, predictors, monkeypatch, share=0.3, store_mode="cached", audit=audit)
+        read.append((result.flash["decode_bytes_read"], result.flash["read_bundles"]))
+    assert read[0] == read[1]
+    assert 0 < read[0][1] < result.flash["all_bundles"]
+
+
+def test_a_layer_without_a_predictor_is_exact(made, monkeypatch):
+    path, truths, exact = made
+    oracle = {0: OraclePredictor(truths[0].n, truth=truths[0])}
+    assert run(path, oracle, monkeypatch, share=0.3).tokens == exact.tokens
+
+
+def test_prompts_are_exact_and_perplexity_decodes(made):
+    path, truths, _ = made
+    predictors = {i: Forgetful(truth) for i, truth in truths.items()}
+    with LLM(path) as exact, LLM(path, mode="approx", predictors=predictors) as approx:
+        np.testing.assert_array_equal(exact.logits(IDS), approx.logits(IDS))
+
+        def followed(llm):
+            pieces = llm.logit_pieces(IDS, piece_bytes=700, decoding=True)
+            return np.concatenate([rows.copy() for _, rows in pieces])
+
+        np.testing.assert_array_equal(followed(exact), exact.logits(IDS))
+        assert (followed(approx)[0] == exact.logits(IDS)[0]).all()
+        assert np.abs(followed(approx)[1:] - exact.logits(IDS)[1:]).max() > 0
+
+
+def test_perplexity_says_what_was_computed(tmp_path):
+    path = str(tiny.container(tmp_path, "llama-relu"))
+    with LLM(path) as llm, LLM(path) as again:
+        nats, n = negative_log_likelihood(llm, "a fox was old, a fox was old")
+        oracle = _oracles(path)
+    with LLM(path, mode="approx", predictors=oracle) as again:
+        assert (nats, n) == negative_log_likelihood(again, "a fox was old, a fox was old")
+
+
+def _oracles(path):
+    kernels = choose_kernels("auto", n_threads=1)
+    with open_container(path) as container:
+        truths = [Truth(container, i, kernels) for i in range(container.config["n_layers"])]
+    return {i: OraclePredictor(truth.n, truth=truth) for i, truth in enumerate(truths)}
+
+
+def test_predictors_are_in_the_ledger(made):
+    path, truths, _ = made
+    predictors = {i: Forgetful(truth) for i, truth in truths.items()}
+    with LLM(path, mode="approx", predictors=predictors) as llm:
+        assert llm.plan.ledger["predictors"] == 4096 * len(truths)
+
+
+def test_what_is_refused(made, tmp_path):
+    path, truths, _ = made
+    with pytest.raises(UnknownNameError, match="mode"):
+        LLM(path, mode="fast")
+    with pytest.raises(UsageError, match="needs predictors"):
+        LLM(path, mode="approx")
+    with pytest.raises(UsageError, match="decide nothing"):
+        LLM(path, predictors={0: DensePredictor(truths[0].n)})
+    with pytest.raises(UsageError, match="knows 5 bundles"):
+        LLM(path, mode="approx", predictors={0: DensePredictor(5)})
+    with pytest.raises(UsageError, match="layer 77"):
+        LLM(path, mode="approx", predictors={77: DensePredictor(5)})
+    with pytest.raises(UsageError, match="audit"):
+        LLM(path, mode="approx", predictors={}, audit=-1)
+    silu = str(tiny.container(tmp_path, "llama-mha"))
+    with pytest.raises(UnsupportedError, match="silu"):
+        LLM(silu, mode="approx", predictors={0: DensePredictor(5)})
