@@ -22,6 +22,7 @@ fit.py believes nothing, reads the header only and says what loading would take:
 
     fit = open_fit(path)               # FormatError, UnsupportedError, FlashReadError
     fit.require(container.digest)      # FitMismatchError, which names both digests
+    fit.require_shape(hidden_size, {layer: n_bundles})  # FormatError: a file may claim any digest
     fit.resident_bytes                 # of all layers together, for the ledger
     fit.recalls                        # ascending, such as (0.9, 0.95, 0.99, 0.995)
     fit.load(kernels, recall)          # {layer: Predictor}; the least fitted recall >= `recall`
