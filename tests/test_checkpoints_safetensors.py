@@ -101,7 +101,6 @@ def test_kind_is_told_by_content(tmp_path):
 KINDS = [
     (b"GGUF\x03\0\0\0", "GGUF"),
     (b"lmgg" + b"\0" * 20, "legacy ggml"),
-    (b"PK\x03\x04" + b"\0" * 20, "zip"),
     (b"\x80\x02}q\x00.", "pickle"),
     (b"\x80\x04\x95" + b"\0" * 20, "pickle"),
 ]

@@ -14,12 +14,12 @@ from .rwkv_cpp import MAGIC as MAGIC_RWKV_CPP
 from .rwkv_cpp import RWKVCppCheckpoint
 from .rwkv_safetensors import RWKVSafetensors, is_rwkv
 from .safetensors import INDEX_NAME, MAX_HEADER_BYTES, SafetensorsCheckpoint, read_index
+from .torch_file import TorchCheckpoint
 
 # First bytes of kinds we know by name and do not read.
 _UNSUPPORTED = {
     b"GGUF": "GGUF",
     struct.pack("<i", 0x67676D6C): "legacy ggml",
-    b"PK\x03\x04": "a zip archive (a PyTorch .pth/.bin file: pickles are never read)",
     b"\x80\x02": "a pickle (pickles are never read)",
     b"\x80\x03": "a pickle (pickles are never read)",
     b"\x80\x04": "a pickle (pickles are never read)",
@@ -38,6 +38,8 @@ def sniff(path: Path) -> str:
     for magic, name in _UNSUPPORTED.items():
         if head.startswith(magic):
             raise UnsupportedError(f"{path}: {name} is not supported as a source")
+    if head.startswith(b"PK\x03\x04"):
+        return "PyTorch"
     if head.lstrip()[:1] == b"{":
         return "json"
     if head.startswith(MAGIC_RWKV_CPP):
@@ -66,6 +68,8 @@ def open_checkpoint(path: str | os.PathLike) -> Checkpoint:
         return Llama2cCheckpoint(path)
     if kind == "rwkv.cpp":
         return RWKVCppCheckpoint(path)
+    if kind == "PyTorch":
+        return _open_torch(path)
     if kind == "json":
         if path.name == INDEX_NAME:
             return _open_sharded(path, path)
@@ -85,8 +89,12 @@ def _open_folder(folder: Path) -> Checkpoint:
         raise CheckpointError(folder, "safetensors files", f"one, or {INDEX_NAME}", names)
     if not found:
         for other in sorted(folder.iterdir()):
-            if other.suffix in (".bin", ".pth", ".pt", ".gguf") and other.is_file():
-                sniff(other)  # names the kind
+            known = other.suffix in (".bin", ".pth", ".pt", ".gguf") and other.is_file()
+            if known and sniff(other) == "PyTorch":  # which names kinds that are not read at all
+                raise UnsupportedError(
+                    f"{other}: a PyTorch file in a directory is not read; an RWKV model's may be "
+                    "named itself"
+                )
         raise CheckpointError(folder, "directory", "a safetensors file", "none")
     kind = sniff(found[0])
     if kind != "safetensors":
@@ -99,6 +107,17 @@ def _open_sharded(path: Path, index_path: Path) -> Checkpoint:
     folder = index_path.parent
     shards = [folder / name for name in sorted(set(index.values()))]
     return _of_any_layout(SafetensorsCheckpoint(path, folder, shards, index))
+
+
+def _open_torch(path: Path) -> Checkpoint:
+    checkpoint = TorchCheckpoint(path)
+    if is_rwkv(checkpoint.names()):
+        return RWKVSafetensors(checkpoint)
+    checkpoint.close()
+    raise UnsupportedError(
+        f"{path}: of PyTorch files only RWKV's are read, whose tensors say all there is to know; "
+        "save other models as safetensors"
+    )
 
 
 def _of_any_layout(checkpoint: SafetensorsCheckpoint) -> Checkpoint:

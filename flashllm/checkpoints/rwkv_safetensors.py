@@ -1,4 +1,4 @@
-"""RWKV in safetensors: the official key names, and Hugging Face's RWKV-7 layout.
+"""RWKV under its official key names, or in Hugging Face's RWKV-7 layout: safetensors or PyTorch.
 
 Both are brought to the canonical form of rwkv_names.py as they are read: decays exponentiated, the
 low-rank matrices of the official layout transposed, v7's six mixing vectors joined.  What changes
@@ -74,7 +74,7 @@ class _Tensor:
 
 
 class RWKVSafetensors(Checkpoint):
-    """See Checkpoint; `source` is the open safetensors checkpoint, closed with this one."""
+    """See Checkpoint; `source` holds the tensors as they are named there; closed with this one."""
 
     kind: ClassVar[str] = "safetensors (RWKV)"
 
