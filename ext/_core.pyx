@@ -5,6 +5,7 @@ format, no allocation here.  Sections: checksums, kernels, reading; each speaks 
 """
 
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
 # ---------------------------------------------------------------------------------- checksums
@@ -191,6 +192,12 @@ def kernel_set_trouble(str name):
     return why.decode()
 
 
+cdef inline int64_t now_ns() noexcept nogil:
+    cdef timespec t
+    clock_gettime(CLOCK_MONOTONIC, &t)
+    return <int64_t>t.tv_sec * 1_000_000_000 + t.tv_nsec
+
+
 def attention_scratch_floats(int64_t n_context):
     """float32 values of attention scratch per thread."""
     return fl_attention_scratch(n_context)
@@ -205,14 +212,33 @@ cdef const float *rows_of(const float[:, ::1] rows):
     return &rows[0, 0] if rows is not None else NULL
 
 
+cdef class PhaseClock:
+    """Nanoseconds inside operators, by the phase that the caller has set; see kernels/base.py."""
+
+    cdef public int phase
+    cdef int64_t ns[8]
+
+    def spent(self):
+        return self.ns[0], self.ns[1], self.ns[2], self.ns[3]
+
+    def credit(self, int64_t ns):
+        """Count time outside operators as the phase's."""
+        self.ns[self.phase & 7] += ns
+
+    cdef inline void add(self, int64_t started):
+        self.ns[self.phase & 7] += now_ns() - started
+
+
 cdef class NativeKernels:
     """One kernel set and its threads.  Piece arguments are the five ints of a PieceView."""
 
     cdef fl_engine engine
+    cdef readonly PhaseClock clock
 
     def __cinit__(self, str name, int n_threads):
         cdef const char *why = NULL
         cdef bytes encoded = name.encode()
+        self.clock = PhaseClock()
         self.engine.set = fl_find_kernel_set(encoded, &why)
         if self.engine.set == NULL:
             raise ValueError(why.decode())
@@ -231,9 +257,11 @@ cdef class NativeKernels:
 
     def prepare(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
                 float[::1] scales not None, int64_t scale_stride):
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_prepare(&self.engine, &x[0, 0], x.shape[0], x.shape[1], &q[0], q_stride,
                           &scales[0], scale_stride)
+        self.clock.add(started)
 
     def dot(self, const float[:, ::1] x not None, const uint8_t[::1] q not None, int64_t q_stride,
             const float[::1] scales not None, int64_t scale_stride, tuple piece not None,
@@ -247,8 +275,10 @@ cdef class NativeKernels:
             listed = &ids[0]
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
         cdef fl_kernel_status status
+        cdef int64_t started = now_ns()
         with nogil:
             status = fl_op_dot(&self.engine, &acts, &p, &items, &out[0, column], out.shape[1])
+        self.clock.add(started)
         self.check(status)
 
     def low_bit(self, const float[:, ::1] x not None, const uint8_t[::1] q not None,
@@ -256,8 +286,10 @@ cdef class NativeKernels:
                 const uint8_t[:, ::1] rows not None, int64_t n_planes, float[::1] out not None):
         cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
                                     scale_stride)
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_low_bit(&self.engine, &acts, &rows[0, 0], rows.shape[0], n_planes, &out[0])
+        self.clock.add(started)
 
     def accumulate(self, const float[:, ::1] coef not None, tuple piece not None,
                    const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
@@ -268,9 +300,11 @@ cdef class NativeKernels:
             listed = &ids[0]
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
         cdef fl_kernel_status status
+        cdef int64_t started = now_ns()
         with nogil:
             status = fl_op_accumulate(&self.engine, &coef[0, 0], coef.shape[1], coef.shape[0], &p,
                                       &items, &y[0, 0], y.shape[1])
+        self.clock.add(started)
         self.check(status)
 
     def decode_rows(self, tuple piece not None, const uint64_t[::1] addresses not None,
@@ -278,27 +312,35 @@ cdef class NativeKernels:
         cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
         cdef fl_kernel_status status
+        cdef int64_t started = now_ns()
         with nogil:
             status = fl_op_decode(&self.engine, &p, &items, &out[0, 0])
+        self.clock.add(started)
         self.check(status)
 
     def rms_norm(self, const float[:, ::1] x not None, const float[::1] weight not None, float eps,
                  float[:, ::1] out not None):
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_rms_norm(&self.engine, &x[0, 0], &weight[0], x.shape[0], x.shape[1], eps,
                            &out[0, 0])
+        self.clock.add(started)
 
     def layer_norm(self, const float[:, ::1] x not None, const float[::1] weight not None,
                    const float[::1] bias not None, float eps, float[:, ::1] out not None):
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_layer_norm(&self.engine, &x[0, 0], &weight[0], &bias[0], x.shape[0], x.shape[1],
                              eps, &out[0, 0])
+        self.clock.add(started)
 
     def rope(self, float[:, :, ::1] x not None, const float[:, ::1] cosines not None,
              const float[:, ::1] sines not None):
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_rope(&self.engine, &x[0, 0, 0], &cosines[0, 0], &sines[0, 0], x.shape[0],
                        x.shape[1], x.shape[2], cosines.shape[1])
+        self.clock.add(started)
 
     def attention(self, const float[:, :, ::1] q not None, const uint8_t[::1] k not None,
                   const uint8_t[::1] v not None, int64_t kv_type, int64_t n_kv_heads,
@@ -307,17 +349,21 @@ cdef class NativeKernels:
         cdef fl_attention a = fl_attention(&q[0, 0, 0], &k[0], &v[0], kv_type, q.shape[0],
                                            q.shape[1], n_kv_heads, q.shape[2], n_context,
                                            first_position, window, scale, &scratch[0], &out[0, 0])
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_attention(&self.engine, &a)
+        self.clock.add(started)
 
     def activate(self, int kind, const float[:, ::1] pre not None, const float[:, ::1] up,
                  float[:, ::1] out not None):
         cdef const float *up_values = NULL
         if up is not None:
             up_values = &up[0, 0]
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_activate(&self.engine, <fl_activation>kind, &pre[0, 0], up_values,
                            pre.shape[0] * pre.shape[1], &out[0, 0])
+        self.clock.add(started)
 
     def mix_tokens(self, int kind, const float[:, ::1] x not None, const float[::1] last not None,
                    tuple shares not None, float[:, :, ::1] out not None):
@@ -327,9 +373,11 @@ cdef class NativeKernels:
             raise ValueError(f"{n_mixes} mixes at once")
         for i in range(n_mixes):
             pointers[i] = values_of(shares[i])
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_mix_tokens(&self.engine, <fl_share>kind, &x[0, 0], &last[0], pointers, n_mixes,
                              x.shape[0], x.shape[1], &out[0, 0, 0])
+        self.clock.add(started)
 
     def rwkv4(self, const float[:, ::1] r not None, const float[:, ::1] k not None,
               const float[:, ::1] v not None, const float[::1] decay not None,
@@ -338,8 +386,10 @@ cdef class NativeKernels:
         cdef fl_rwkv4 a = fl_rwkv4(r.shape[0], r.shape[1], &r[0, 0], &k[0, 0], &v[0, 0], &decay[0],
                                    &first[0], &memory[0, 0], &memory[1, 0], &exponent[0],
                                    &out[0, 0])
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_rwkv4(&self.engine, &a)
+        self.clock.add(started)
 
     def rwkv5(self, r, k, v, gate, const float[:, ::1] decay not None, decay_bias, first,
               norm_weight, norm_bias, float eps, float[:, :, ::1] memory not None,
@@ -348,8 +398,10 @@ cdef class NativeKernels:
             out.shape[0], memory.shape[0], memory.shape[1], eps, rows_of(r), rows_of(k), rows_of(v),
             rows_of(gate), &decay[0, 0], values_of(decay_bias), values_of(first),
             values_of(norm_weight), values_of(norm_bias), &memory[0, 0, 0], &out[0, 0])
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_rwkv5(&self.engine, &a)
+        self.clock.add(started)
 
     def rwkv7(self, r, decay, k, rate, gate, float[:, ::1] v not None, share,
               float[:, ::1] first_v not None, decay_bias, rate_bias, share_bias, key_unit, key_rate,
@@ -361,13 +413,17 @@ cdef class NativeKernels:
             values_of(decay_bias), values_of(rate_bias), values_of(share_bias),
             values_of(key_unit), values_of(key_rate), values_of(bonus), values_of(norm_weight),
             values_of(norm_bias), &memory[0, 0, 0], &out[0, 0])
+        cdef int64_t started = now_ns()
         with nogil:
             fl_op_rwkv7(&self.engine, &a)
+        self.clock.add(started)
 
     def active_ids(self, const float[:, ::1] pre not None, int32_t[::1] out not None):
         cdef int64_t found
+        cdef int64_t started = now_ns()
         with nogil:
             found = fl_op_active_ids(&pre[0, 0], pre.shape[0], pre.shape[1], &out[0])
+        self.clock.add(started)
         return found
 
 

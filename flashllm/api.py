@@ -19,11 +19,12 @@ from typing import Any
 import numpy as np
 
 from . import assembly
-from .engine.engine import Engine, Totals
+from .engine.engine import Engine
 from .engine.request import Request
 from .engine.results import Delta, Result
 from .engine.sampling import SamplingParams
 from .engine.snapshot import Snapshot
+from .engine.totals import Totals
 from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
 from .planning import replan
@@ -101,6 +102,7 @@ class LLM:
             self.container, self.plan, self.tokenizer = parts.container, parts.plan, parts.tokenizer
             self.config, self.store, self.kernels = parts.config, parts.store, parts.kernels
             self.choice, self.model, self.memory = parts.choice, parts.model, parts.memory
+            self.floors = assembly.make_floors(parts)
             self.store.load(progress)
             self._engine = Engine(
                 parts.model, parts.store, parts.state, chunk=parts.plan.chunk, check=parts.check
@@ -342,6 +344,7 @@ class LLM:
             cancelled=self._cancel.is_set,
             progress=self._progress,
             state=state,
+            floors=self.floors.of,
         )
 
     def _facts(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import numpy as np
 
 from .container import Container, open_container
 from .errors import BudgetError, FormatError, UnknownNameError, UnsupportedError, UsageError
+from .floors import Floors, Touched
 from .kernels import choose_kernels
 from .models.approximate import Approximation
 from .models.configs import config_from_dict
@@ -189,6 +190,24 @@ def acquired_planes(container: Container, approximation: Approximation | None) -
                  for part in ("deciding", "ffn")}
         planes |= named & set(container.planes)
     return planes
+
+
+def make_floors(parts: Parts) -> Floors:
+    """What DRAM and the device allow this engine; see floors.py."""
+    planes, state = parts.container.planes, parts.state
+    sparse = parts.store.sparse_names
+    fixed = sum(
+        planes[name].n_items * planes[name].stride
+        for name in parts.model.order() if name not in sparse
+    )
+    bundles = sum(planes[name].n_items for name in sparse)
+    held = [sum(array.nbytes for array in state.holding(n).values()) for n in (0, 1)]
+    touched = Touched(
+        fixed=fixed + held[0],
+        per_bundle=sum(planes[n].n_items * planes[n].stride for n in sparse) / max(1, bundles),
+        per_position=held[1] - held[0],
+    )
+    return Floors(parts.choice.curve, touched, parts.store.memory, parts.kernels.n_threads)
 
 
 def read_config(container: Container):

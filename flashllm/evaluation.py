@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 
 from .api import LLM
-from .engine.engine import Totals
+from .engine.totals import Totals
 
 # Logits of a window are taken in pieces, so that a large vocabulary costs no more than this.
 PIECE_BYTES = 1 << 20

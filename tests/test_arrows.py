@@ -39,6 +39,7 @@ ARROWS = {
     "probe": {"storage", "kernels", "_core"},
     "planning": {"cache"},
     "watch": {"probe"},
+    "floors": {"probe"},
     "bundled": set(),
     "stress": {"api", "probe", "storage"},
 }

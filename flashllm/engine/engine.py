@@ -7,45 +7,14 @@ how a prompt is cut into chunks (docs/ARITHMETIC.md).
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
-from ..models.approximate import PredictedCounts
 from .snapshot import Snapshot
-
-
-@dataclass
-class Totals:
-    """Sums over the steps of one request."""
-
-    counters: dict[str, int] = field(default_factory=dict)
-    active_neurons: int = 0
-    neurons: int = 0
-    # of decoding alone: tokens, counters, neurons
-    decoded: int = 0
-    decode_counters: dict[str, int] = field(default_factory=dict)
-    decode_active: int = 0
-    decode_neurons: int = 0
-    predicted: PredictedCounts = field(default_factory=PredictedCounts)
-
-    def add_step(self, step_stats: dict[str, int], *, decoding: bool) -> None:
-        sums = (self.counters, self.decode_counters) if decoding else (self.counters,)
-        for counters in sums:
-            for name, value in step_stats.items():
-                counters[name] = counters.get(name, 0) + value
-
-    def add_counts(self, counts, *, decoding: bool) -> None:
-        n_neurons = counts.n_neurons * counts.n_tokens
-        self.active_neurons += counts.active_neurons
-        self.neurons += n_neurons
-        if decoding:
-            self.decoded += counts.n_tokens
-            self.decode_active += counts.active_neurons
-            self.decode_neurons += n_neurons
-        self.predicted.add(counts.predicted)
+from .totals import Totals
 
 
 class Engine:
@@ -160,12 +129,21 @@ class Engine:
     def _step(
         self, ids, out, totals: Totals, *, admit: bool, order, next_order, decoding: bool = False
     ) -> None:
+        share = totals.decode if decoding else totals.prompt
+        clock, started = self.model.clock, time.perf_counter_ns()
+        before = clock.spent()
         self.store.begin_step(order, admit=admit, next_order=next_order)
         try:
             self.model.forward(ids, self.state, out, decoding=decoding)
         finally:
-            totals.add_step(self.store.end_step().as_dict(), decoding=decoding)
-        totals.add_counts(self.model.counts, decoding=decoding)
+            stats = self.store.end_step()
+            share.add(
+                stats, tokens=ids.size, wall_ns=time.perf_counter_ns() - started,
+                length=self.state.length, phases=self.model.phases, before=before,
+                after=clock.spent(),
+            )  # fmt: skip
+        share.add_counts(self.model.counts)
+        totals.predicted.add(self.model.counts.predicted)
         if self.check is not None:
             self.check()
 

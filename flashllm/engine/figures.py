@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .engine import Totals
+from .totals import Totals
 
 
 def flash_figures(totals: Totals) -> dict[str, Any]:
@@ -18,9 +18,13 @@ def flash_figures(totals: Totals) -> dict[str, Any]:
     `…_bundles` are of decoding, summed over tokens and layers: neurons that added something, that
     were predicted (approximate mode), that were read, and all there are.
     """
-    counters, predicted = totals.counters, totals.predicted
+    counters, predicted = totals.counters(), totals.predicted
+    active, neurons = (
+        getattr(totals.prompt, name) + getattr(totals.decode, name)
+        for name in ("active_neurons", "neurons")
+    )
     hits, misses = counters.get("hits", 0), counters.get("misses", 0)
-    decoding = totals.decode_counters
+    decoding = totals.decode.counters()
     return {
         "bytes_read": counters.get("bytes_read", 0),
         "decode_bytes_read": decoding.get("bytes_read", 0),
@@ -35,11 +39,11 @@ def flash_figures(totals: Totals) -> dict[str, Any]:
         "wasted_rows": max(0, predicted.predicted - predicted.computed),
         "recall": predicted.recall,
         "precision": predicted.precision,
-        "density": totals.active_neurons / totals.neurons if totals.neurons else None,
-        "active_bundles": totals.decode_active,
+        "density": active / neurons if neurons else None,
+        "active_bundles": totals.decode.active_neurons,
         "predicted_bundles": predicted.predicted,
         "read_bundles": decoding.get("bundles_read", 0),
-        "all_bundles": totals.decode_neurons,
+        "all_bundles": totals.decode.neurons,
         "stall_ms": counters.get("wait_ns", 0) / 1e6,
         "decompress_ms": counters.get("decode_ns", 0) / 1e6,
     }

@@ -10,18 +10,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContextLengthError
-from .engine import Engine, Totals
+from .engine import Engine
 from .figures import flash_figures
 from .results import Delta, Result
 from .sampling import Sampler, SamplingParams, log_softmax
 from .snapshot import Snapshot
 from .stopping import StopStrings
+from .totals import Share, Totals
 
 
 class Request:
     """Runs once; `result` is there when `run` is exhausted or was closed early.
 
-    `tokenizer` may be None (ids only).  `memory` answers `.peaks()` -> dict of bytes.
+    `tokenizer` may be None (ids only).  `memory` answers `.peaks()` -> dict of bytes; `floors` what
+    the mean step of a Share cannot be faster than, in ms by reason.
     """
 
     def __init__(
@@ -39,10 +41,12 @@ class Request:
         cancelled: Callable[[], bool],
         progress: Callable[[int, int, str], None] | None = None,
         state: Snapshot | None = None,
+        floors: Callable[[Share], dict[str, float]] = lambda share: {},
     ):
         self._engine, self._tokenizer, self._memory = engine, tokenizer, memory
         self._facts, self._load_ms, self._cancelled = facts, load_ms, cancelled
-        self._progress = progress
+        self._progress, self._floors = progress, floors
+        self._choose_ns = 0  # sampling after decode steps
         self.params = params.resolved(generation_config)
         self._raw_ids, self._state = ids, state
         self._stop_ids = set(self.params.stop_token_ids)
@@ -126,6 +130,13 @@ class Request:
         return ids
 
     def _choose(self, sampler: Sampler, logits: np.ndarray) -> int:
+        started = time.perf_counter_ns()
+        token = self._sample(sampler, logits)
+        if self.totals.decode.steps:
+            self._choose_ns += time.perf_counter_ns() - started
+        return token
+
+    def _sample(self, sampler: Sampler, logits: np.ndarray) -> int:
         token = sampler.sample(logits)
         if self._logprobs is not None:
             logp = log_softmax(logits)
@@ -169,6 +180,7 @@ class Request:
             "predicted_per_second": steps / predicted_s if steps and predicted_s else None,
             "load_ms": self._load_ms,
             "ttft_ms": prompt_s * 1e3,
+            "per_token_ms": self._per_token_ms(predicted_s),
         }
         usage = {
             "prompt_tokens": n_prompt,
@@ -184,10 +196,35 @@ class Request:
             seed=self.params.seed,
             usage=usage,
             timings=timings,
-            flash=self.figures(),
+            flash=self.figures() | self._floor_figures(),
             logprobs=self._logprobs,
             params=asdict(self.params),
         )
+
+    def _per_token_ms(self, predicted_s: float) -> dict[str, float]:
+        """Where the mean decoded token's time went; the values sum to predicted_ms over steps."""
+        decode = self.totals.decode
+        parts = decode.per_step_ms()
+        if not parts:
+            return {}
+        parts["sampling"] = self._choose_ns / decode.steps / 1e6
+        # Text, stop strings, and what the caller does between two tokens of a stream.
+        parts["other"] = 1e3 * predicted_s / decode.steps - sum(parts.values())
+        return parts
+
+    def _floor_figures(self) -> dict[str, Any]:
+        """Per decoded token: bytes and reads, the floors of DRAM and flash, and the ratio of the
+        steps' time to the larger floor."""
+        decode = self.totals.decode
+        floors, n = self._floors(decode) if decode.steps else {}, max(1, decode.steps)
+        largest = max(floors.values(), default=0.0)
+        counters = decode.counters()
+        return {
+            "bytes_per_token": counters.get("bytes_read", 0) / n,
+            "reads_per_token": counters.get("reads", 0) / n,
+            "floor_ms": floors,
+            "time_over_floor": decode.wall_ns / n / 1e6 / largest if largest else None,
+        }
 
     def figures(self) -> dict[str, Any]:
         """The `flash` part of the result, as it stands now."""

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -40,6 +41,11 @@ ACTIVATIONS = {
 }  # fmt: skip
 MAX_HEAD_DIM = 512
 MAX_PLANES = 6  # bits of a low-bit row's column
+
+# What a caller is about, so that a set can say where its time went: everything before an FFN;
+# finding out which bundles are needed (deciding matrices, routers, predictors); the FFN; the head.
+PHASES = ("attention", "predict", "ffn", "head")
+ATTENTION, PREDICT, FFN, HEAD = range(len(PHASES))
 
 
 @dataclass(frozen=True)
@@ -127,11 +133,29 @@ def _check_width(name: str, array: np.ndarray, n: int) -> None:
         raise UsageError(f"{name} must have at least {n} columns, not {array.shape[1]}")
 
 
+class NoClock:
+    """The clock of a set that is Python itself and times nothing."""
+
+    phase = ATTENTION
+
+    def spent(self) -> tuple[int, ...]:
+        return (0,) * len(PHASES)
+
+    def credit(self, ns: int) -> None:
+        """Dropped: where operators are Python, so is everything."""
+
+
 class KernelSet(RecurrentOperators, ABC):
-    """One set; see the module's text.  Public methods check and delegate to `_` methods."""
+    """One set; see the module's text.  Public methods check and delegate to `_` methods.
+
+    Callers say what they are about by `clock.phase = FFN` (a constant above, default ATTENTION);
+    `clock.spent()` has the nanoseconds inside native operators so far, by phase; `clock.credit(ns)`
+    adds to the phase what was spent outside of them and belongs to it.
+    """
 
     name: str
     n_threads: int
+    clock: Any
     closed = False
 
     # ------------------------------------------------------------------------- scratch, lifetime

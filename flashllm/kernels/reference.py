@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import KernelError
 from ..quant import BY_CODE, GROUP
-from .base import Activations, KernelSet, PieceView
+from .base import Activations, KernelSet, NoClock, PieceView
 from .reference_rwkv import ReferenceRecurrences, sigmoid
 
 TINY = np.float32(2.0**-100)
@@ -40,6 +40,7 @@ class ReferenceSet(ReferenceRecurrences, KernelSet):
 
     def __init__(self, *, n_threads: int):
         self.n_threads = 1
+        self.clock = NoClock()
 
     def attention_scratch(self, n_context: int) -> int:
         return 0  # NumPy's temporaries come and go

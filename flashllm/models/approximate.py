@@ -11,11 +11,13 @@ matrix is computed, and what the predictor missed is counted.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from ..kernels.base import ATTENTION, FFN, PREDICT
 from ..predictors import Predictor
 
 
@@ -83,19 +85,32 @@ class ApproximateFFN:
         else:
             return False
         self._add_bias(f"layers.{layer}.ffn.bias", out)
+        self.clock.phase = ATTENTION
         return True
 
     def _predicted_ffn(self, layer: int, x, predictor: Predictor, out) -> None:
-        ids = predictor.predict(x[0])
+        ids = self._predict(predictor, x)
         apart = f"layers.{layer}.deciding" in self.planes
         active = (self._apart_sum if apart else self._bundled_sum)(layer, x, ids, out)
         # Not the truth, even where it is audited: tokens must not depend on audits.
         predictor.observe(active)
         counts = PredictedCounts(predicted=ids.size, computed=active.size)
         if self.approximation.auditing:
+            self.clock.phase = PREDICT
             counts.true = self._audited(layer, x)
             counts.guessed, counts.found = ids.size, active.size
         self._count_computed(layer, active.size, counts)
+
+    def _predict(self, predictor: Predictor, x) -> np.ndarray:
+        """Its ids; all of its time is `predict`, NumPy's too."""
+        clock = self.clock
+        clock.phase = PREDICT
+        started, before = time.perf_counter_ns(), clock.spent()[PREDICT]
+        ids = predictor.predict(x[0])
+        inside = clock.spent()[PREDICT] - before
+        clock.credit(time.perf_counter_ns() - started - inside)
+        clock.phase = FFN
+        return ids
 
     def _apart_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
         """Sum of the neurons `ids` whose deciding rows lie apart: those are read first, then the
@@ -151,10 +166,12 @@ class ApproximateFFN:
         """Neurons whose activated gate is at least `threshold` from zero."""
         deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
         decided = self.scratch.view("decided", 1)
+        self.clock.phase = PREDICT
         self.linear(deciding, x, decided, bias=self._deciding_bias(layer))
         magnitude = self.scratch.view("gathered", 1, decided.shape[1])
         self.kernels.activate(self.config.activation, decided, None, magnitude)
         ids = np.flatnonzero(np.abs(magnitude[0]) >= threshold).astype(np.int32)
+        self.clock.phase = FFN
         self._prepare_up(layer, x)
         out.fill(0.0)
         for lease in self.store.acquire(ffn, ids):

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import FormatError
-from ..kernels.base import PieceView, weight_code
+from ..kernels.base import ATTENTION, FFN, HEAD, PHASES, PREDICT, PieceView, weight_code
 from .approximate import ApproximateFFN, PredictedCounts
 from .scratch import Scratch
 from .state import KVCache, SequenceState
@@ -58,6 +58,7 @@ class DecoderModel(ApproximateFFN, ABC):
     ):  # fmt: skip
         self.config, self.planes, self.vectors = config, planes, vectors
         self.store, self.kernels, self.max_tokens = store, kernels, max_tokens
+        self.clock = kernels.clock
         self.scratch = Scratch(self.scratch_widths(config), max_tokens)
         self.activations = kernels.activations(max_tokens, self.widest_input(config))
         self.views = {
@@ -69,6 +70,8 @@ class DecoderModel(ApproximateFFN, ABC):
         self.counts = StepCounts()
         self.observer: Observer | None = None
         self._decoding = False  # this pass
+
+    phases: ClassVar[tuple[str, ...]] = PHASES  # of clock.spent()
 
     # -- what a family says about itself
 
@@ -154,9 +157,11 @@ class DecoderModel(ApproximateFFN, ABC):
         self._decoding = decoding
         if decoding and self.approximation is not None:
             self.approximation.begin_token()
+        self.clock.phase = ATTENTION
         hidden = self._hidden(ids, state)
         state.length += n_tokens
         if logits is not None:
+            self.clock.phase = HEAD
             self._logits(np.ascontiguousarray(hidden[n_tokens - logits.shape[0] :]), logits)
 
     # -- pieces
@@ -228,22 +233,26 @@ class DecoderModel(ApproximateFFN, ABC):
         """
         kernels, plane = self.kernels, f"layers.{layer}.ffn"
         decided = self.scratch.view("decided", x.shape[0])
+        self.clock.phase = PREDICT
         self.linear(f"layers.{layer}.deciding", x, decided, bias=self._deciding_bias(layer))
         if self.observer is not None:
             self.observer(layer, x, decided)
         n_active = kernels.active_ids(decided, self._ids)
+        self.clock.phase = FFN
         self._count(layer, decided, n_active)
         self._prepare_up(layer, x)
         out.fill(0.0)
         for lease in self.store.acquire(plane, self._ids[:n_active]):
             self._add_neurons(layer, lease, lease.ids, decided, out)
         self._add_bias(f"layers.{layer}.ffn.bias", out)
+        self.clock.phase = ATTENTION
 
     def bundled_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """The same where deciding rows lie in the bundles: all are read, active ones computed."""
         kernels, plane, bias = self.kernels, f"layers.{layer}.ffn", self._deciding_bias(layer)
         view = self.views[plane][self._deciding_piece(plane)]
         decided = self.scratch.view("decided", x.shape[0])
+        self.clock.phase = FFN
         kernels.prepare(self.activations, x, view)
         out.fill(0.0)
         n_active = 0
@@ -260,12 +269,14 @@ class DecoderModel(ApproximateFFN, ABC):
             self.observer(layer, x, decided)
         self._count(layer, decided, n_active)
         self._add_bias(f"layers.{layer}.ffn.bias", out)
+        self.clock.phase = ATTENTION
 
     def apart_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """FFN without natural sparsity whose deciding rows lie apart, for the sake of approximate
         mode: all of it."""
         prefix = f"layers.{layer}."
         decided = self.scratch.view("decided", x.shape[0])
+        self.clock.phase = FFN
         self.linear(prefix + "deciding", x, decided, bias=self._deciding_bias(layer))
         if self.observer is not None:
             self.observer(layer, x, decided)
@@ -275,6 +286,7 @@ class DecoderModel(ApproximateFFN, ABC):
             ids = np.arange(lease.start, lease.stop, dtype=np.int32)
             self._add_neurons(layer, lease, ids, decided, out)
         self._add_bias(prefix + "ffn.bias", out)
+        self.clock.phase = ATTENTION
 
     def _prepare_up(self, layer: int, x: np.ndarray) -> None:
         if self.config.gated:
@@ -315,6 +327,7 @@ class DecoderModel(ApproximateFFN, ABC):
         kernels, prefix, n_tokens = self.kernels, f"layers.{layer}.", x.shape[0]
         views = self.views[prefix + plane]
         first = "gate" if "gate" in views else "up"
+        self.clock.phase = FFN
         kernels.prepare(self.activations, x, views[first])
         out.fill(0.0)
         rows = self._gate_up_rows(prefix + plane) if first == "gate" else None
@@ -335,6 +348,7 @@ class DecoderModel(ApproximateFFN, ABC):
                 pre, lease.addresses, views["down"], lease.start, lease.stop, out
             )
         self._add_bias(prefix + "ffn.bias", out)
+        self.clock.phase = ATTENTION
 
     def _gate_up_rows(self, plane: str) -> tuple[PieceView, np.ndarray] | None:
         """A bundle plane seen as rows, where its pieces allow it: (view, ids of gate and up rows).

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..kernels.base import ATTENTION, FFN, PREDICT
 from .llama import LlamaModel
 from .routing import route, sigmoid
 
@@ -44,8 +45,10 @@ class MoEModel(LlamaModel):
             super().ffn(layer, x, out)
             return
         scores = self.scratch.view("scores", n_tokens, c.n_experts + bool(c.shared_size))
+        self.clock.phase = PREDICT
         self.linear(f"layers.{layer}.router", x, scores)
         chosen, weights = route(scores[:, : c.n_experts], c.n_chosen, normalise=c.normalise)
+        self.clock.phase = FFN
         out.fill(0.0)
         self._experts(layer, x, chosen, weights, out)
         if c.shared_size:
@@ -53,6 +56,7 @@ class MoEModel(LlamaModel):
             self.dense_ffn(layer, x, shared, plane="shared")
             shared *= sigmoid(scores[:, c.n_experts])[:, None]
             out += shared
+        self.clock.phase = ATTENTION
 
     def _experts(self, layer, x, chosen, weights, out) -> None:
         """Adds to each row of `out` the weighted sum of its token's experts."""

@@ -135,4 +135,5 @@ class Demand:
         _, fetch = self._fetches[0]
         fetch.close()
         self.stats.decode_ns += fetch.decode_ns
+        self.stats.decode_wait_ns += fetch.decode_wait_ns
         self._fetches.popleft()

@@ -47,8 +47,8 @@ class Fetch:
     """
 
     __slots__ = (
-        "source", "extents", "addresses", "failed", "_ticket", "_jobs", "_places", "_cancelled",
-        "_closed", "_arena", "_pid",
+        "source", "extents", "addresses", "failed", "decode_wait_ns", "_ticket", "_jobs", "_places",
+        "_cancelled", "_closed", "_arena", "_pid",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +56,7 @@ class Fetch:
     ):
         self.source, self.extents, self.addresses = source, extents, addresses
         self.failed = False
+        self.decode_wait_ns = 0  # that the caller stood still for decoding, all bytes being there
         self._ticket = None
         self._jobs: list[_DecodeJob] = []
         self._places: np.ndarray = _NONE
@@ -71,15 +72,17 @@ class Fetch:
         """
         upto = len(self.extents) if upto is None else upto
         try:
+            self._ticket.wait(upto)
             if not self._jobs:
-                self._ticket.wait(upto)
                 return
+            start = time.perf_counter_ns()
             for job in self._jobs:
                 if job.start >= upto:
                     break
                 job.ready.wait()
                 if job.error is not None:
                     raise job.error
+            self.decode_wait_ns += time.perf_counter_ns() - start
         except Exception:
             self.failed = True
             raise

@@ -8,6 +8,7 @@ never loses what was there ("below one token's working set LRU hits exactly 0 %"
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -221,12 +222,15 @@ class Picker:
         fetch = pending.fetch
         if not wait and fetch.done() < len(fetch.extents):
             return
+        start = time.perf_counter_ns()
         try:
             fetch.wait()
         except (FlashReadError, ChecksumError):
             self.stats.prefetch_dropped += len(pending.slots)
             self.drop_prefetch(state)
             return
+        finally:
+            self.stats.wait_ns += time.perf_counter_ns() - start
         fetch.close()
         segment = state.segment
         segment.publish(pending.slots)

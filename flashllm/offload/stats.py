@@ -22,6 +22,7 @@ class StepStats:
     hits: int = 0  # active bundles that were resident
     misses: int = 0  # active bundles that were not
     wait_ns: int = 0  # the caller stood still for reads or decoding
+    decode_wait_ns: int = 0  # of that, for decoding: the bytes had been read
     decode_ns: int = 0  # thread time
     planes_swept: int = 0  # sparse planes read whole
     planes_picked: int = 0  # sparse planes read bundle by bundle

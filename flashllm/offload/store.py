@@ -149,6 +149,7 @@ class WeightStore:
             policy_options=policy_options or {}, stage_areas=(raw, decoded),
         )  # fmt: skip
         self._sparse = [state for state in self._states.values() if state.sparse]
+        self.sparse_names = frozenset(state.name for state in self._sparse)
         # Also at interpreter exit: memory must not go while native threads read into it.
         self._shut_down = weakref.finalize(
             self, _shut_down, self._pid, self._sparse, self._picker, self._demand,
@@ -460,6 +461,16 @@ class WeightStore:
             return self._states[plane]
         except KeyError:
             raise UnknownNameError("plane", plane, list(self._states)) from None
+
+    def memory(self) -> list[np.ndarray]:
+        """uint8 views of the slots and ring stages in use, for measuring how fast they are read;
+        not to be kept, empty once the store is closed."""
+        if self._closed:
+            return []
+        kept = [(self._arena[f"slots of {s.name}"].address, s.segment.n_slots * s.source.slot_bytes)
+                for s in self._states.values() if s.segment.n_slots]
+        ring = [(address, self._stream.n_stages * each) for address, each in self._ring]
+        return [self._arena.view(address, n) for address, n in kept + ring if n]
 
     # ----------------------------------------------------------------------------------- checks
 

@@ -151,6 +151,7 @@ class Stream:
         if stage.fetch is not None:
             stage.fetch.close()
             self.stats.decode_ns += stage.fetch.decode_ns
+            self.stats.decode_wait_ns += stage.fetch.decode_wait_ns
             stage.fetch = None
 
     def _match(self) -> None:
