@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any
@@ -27,8 +28,11 @@ from .engine.snapshot import Snapshot
 from .engine.totals import Totals
 from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
+from .governor import Governor, Source
 from .planning import replan
 from .predictors import Predictor
+from .probe.memory import automatic_budget
+from .settings import resolve
 from .tokenization import no_tokenizer
 
 Prompt = str | Sequence[int] | np.ndarray
@@ -44,8 +48,10 @@ class LLM:
     a kernel set's name.  `pin=False` keeps no weight in memory: every token reads all of them (the
     naive mode of benchmarks).  `mode`: exact (default), or approx: prompts are exact, decoding
     computes only the neurons that `predictors` (layer -> Predictor) name; recall is measured on the
-    first and every `audit`-th decoded token.  `progress(done, total, label)` is called while
-    loading and in prefill, `on_plan(plan)` before anything is loaded.
+    first and every `audit`-th decoded token.  `governor=True` gives memory back under memory
+    pressure and takes it again slowly (docs/MEMORY.md); a source of pressure is followed instead of
+    the kernel's.  `progress(done, total, label)` is called while loading and in prefill,
+    `on_plan(plan)` before anything is loaded.
 
     Raises BudgetError below the floor, FormatError for a bad file, UnsupportedError for a backend
     or kernel set that this machine lacks.
@@ -69,6 +75,7 @@ class LLM:
         audit: int | None = None,
         pin: bool = True,
         debug: bool | None = None,
+        governor: bool | Source | None = None,
         progress: Callable[[int, int, str], None] | None = None,
         on_plan: Callable[[Any], None] | None = None,
     ):
@@ -79,6 +86,7 @@ class LLM:
         self._progress = progress
         self._request_now: Request | None = None
         self._stack: ExitStack | None = None
+        self._governor: Governor | None = None
         with ExitStack() as stack:
             parts = assembly.open_parts(
                 path,
@@ -108,6 +116,14 @@ class LLM:
                 parts.model, parts.store, parts.state, chunk=parts.plan.chunk, check=parts.check
             )
             self._opened_plan = self.plan
+            wanted = resolve("governor", governor).value
+            if wanted:
+                self._governor = Governor(
+                    weakref.WeakMethod(self._follow), floor=assembly.open_floor(self.plan),
+                    most=self.ram_budget, free_bytes=lambda: automatic_budget().n_bytes,
+                    source=None if wanted is True else wanted,
+                )  # fmt: skip
+                weakref.finalize(self, self._governor.close)
             self._stack = stack.pop_all()
         self.load_ms = (time.perf_counter() - started) * 1e3
 
@@ -121,6 +137,8 @@ class LLM:
         stack, self._stack = self._stack, None
         if stack is not None:
             self._cancel.set()
+            if self._governor is not None:
+                self._governor.close()
             self._turns.between(stack.close)
 
     def __enter__(self) -> LLM:
@@ -147,13 +165,23 @@ class LLM:
         if self._stack is None:
             raise ClosedError("this LLM was closed")
         budget = assembly.budget_bytes(ram_budget, self.container.size)
+        self._change(budget, lambda: True)
+        if self._governor is not None:
+            self._governor.set_most(budget)
+
+    def _follow(self, budget: int) -> None:
+        """The governor's resize; of no effect when the user has asked for less meanwhile."""
+        self._change(budget, lambda: budget <= self._governor.most)
+
+    def _change(self, budget: int, wanted: Callable[[], bool]) -> None:
         plan = replan(self._opened_plan, budget)
 
         def change() -> None:
             if self._stack is None:
                 raise ClosedError("this LLM was closed")
-            self.plan = plan
-            self.store.resize(plan.resident, ring_stages=plan.ring_stages)
+            if wanted():
+                self.plan = plan
+                self.store.resize(plan.resident, ring_stages=plan.ring_stages)
 
         self._turns.between(change)
 
@@ -176,8 +204,11 @@ class LLM:
         return self.plan.ledger.budget_bytes
 
     def live(self) -> dict[str, Any]:
-        """The `flash` figures of the request in flight (or the last one), plus `rss` now."""
+        """The `flash` figures of the request in flight (or the last one), plus `rss` now and what
+        the governor did, where there is one."""
         figures = self._request_now.figures() if self._request_now is not None else {}
+        if self._governor is not None:
+            figures = {**figures, "governor": self._governor.figures()}
         return {**figures, "rss": self.memory.rss()}
 
     # -- generation

@@ -31,6 +31,7 @@ from .planning import (
     Plan,
     PlaneNeed,
     plan_budget,
+    replan,
     ring_reserve,
 )
 from .predictors import Predictor
@@ -424,6 +425,15 @@ def floor_of(*arguments: Any, process_bytes: int) -> int:
     """The smallest budget that make_plan accepts."""
     try:
         make_plan(*arguments, 1, process_bytes=process_bytes)
+    except BudgetError as error:
+        return error.floor_bytes
+    raise AssertionError("a budget of one byte was accepted")
+
+
+def open_floor(opened: Plan) -> int:
+    """The smallest budget that an engine opened with this plan can be resized to."""
+    try:
+        replan(opened, 1)
     except BudgetError as error:
         return error.floor_bytes
     raise AssertionError("a budget of one byte was accepted")

@@ -40,6 +40,7 @@ ARROWS = {
     "planning": {"cache"},
     "watch": {"probe"},
     "floors": {"probe"},
+    "governor": {"probe"},
     "bundled": set(),
     "stress": {"api", "probe", "storage"},
 }

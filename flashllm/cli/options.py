@@ -25,12 +25,14 @@ def add_engine_flags(parser: argparse.ArgumentParser) -> None:
     for flag, metavar, kind, text in ENGINE_FLAGS:
         group.add_argument(flag, metavar=metavar, type=kind, help=text)
     group.add_argument("--no-pin", action="store_true", help="keep nothing in memory (naive mode)")
+    group.add_argument("--governor", action="store_true", default=None,
+                       help="give memory back under memory pressure, take it again slowly")
     group.add_argument("--debug", action="store_true", default=None, help="check every invariant")
 
 
 def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for LLM(...)."""
-    named = {flag[2:].replace("-", "_") for flag, *_ in ENGINE_FLAGS} | {"debug"}
+    named = {flag[2:].replace("-", "_") for flag, *_ in ENGINE_FLAGS} | {"debug", "governor"}
     return {name: getattr(args, name) for name in named} | {"pin": not args.no_pin}
 
 
