@@ -93,7 +93,7 @@ cdef extern from "fl_kernels.h" nogil:
         const uint8_t *v
         int64_t kv_type, n_tokens, n_heads, n_kv_heads, head_dim, n_context
         int64_t first_position, window
-        float scale
+        float scale, cap
         float *scratch
         float *out
     const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why)
@@ -345,10 +345,11 @@ cdef class NativeKernels:
     def attention(self, const float[:, :, ::1] q not None, const uint8_t[::1] k not None,
                   const uint8_t[::1] v not None, int64_t kv_type, int64_t n_kv_heads,
                   int64_t n_context, int64_t first_position, int64_t window, float scale,
-                  float[::1] scratch not None, float[:, ::1] out not None):
+                  float cap, float[::1] scratch not None, float[:, ::1] out not None):
         cdef fl_attention a = fl_attention(&q[0, 0, 0], &k[0], &v[0], kv_type, q.shape[0],
                                            q.shape[1], n_kv_heads, q.shape[2], n_context,
-                                           first_position, window, scale, &scratch[0], &out[0, 0])
+                                           first_position, window, scale, cap, &scratch[0],
+                                           &out[0, 0])
         cdef int64_t started = now_ns()
         with nogil:
             fl_op_attention(&self.engine, &a)

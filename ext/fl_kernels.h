@@ -161,6 +161,7 @@ typedef struct {
     int64_t first_position;
     int64_t window; /* 0: none */
     float scale;
+    float cap; /* soft cap of the scores; 0: none */
     float *scratch; /* parts x fl_attention_scratch(...) floats */
     float *out;     /* [n_tokens, n_heads * head_dim] */
 } fl_attention;

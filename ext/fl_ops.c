@@ -3,6 +3,7 @@
  * Threads split outputs (items, columns, rows, heads), never a sum; a kernel's result for one
  * output does not depend on its neighbours in a call, so any division gives the same bits.
  */
+#include <math.h>
 #include <stdatomic.h>
 #include <string.h>
 
@@ -316,6 +317,13 @@ static void sum_values(const fl_attention *a, const fl_kernel_set *set, const qu
     }
 }
 
+/* cap * tanh(score * scale / cap): libm in float64, rounded once, the same in every set. */
+static void cap_scores(float *scores, int64_t n, float scale, float cap)
+{
+    for (int64_t i = 0; i < n; i++)
+        scores[i] = (float)(cap * tanh((double)(scores[i] * scale) / cap));
+}
+
 static void attend_block(const fl_attention *a, const fl_kernel_set *set, const query_block *b,
                          const float *queries, float *y)
 {
@@ -334,9 +342,12 @@ static void attend_block(const fl_attention *a, const fl_kernel_set *set, const 
                              (size_t)b->score_stride);
     }
     float inverse[FL_MAX_QUERIES];
-    for (int i = 0; i < b->n_queries; i++)
-        inverse[i] = set->softmax(b->scores + i * b->score_stride, (size_t)(b->lo[i] - b->base),
-                                  (size_t)(b->hi[i] - b->base), a->scale);
+    for (int i = 0; i < b->n_queries; i++) {
+        float *scores = b->scores + i * b->score_stride;
+        int64_t from = b->lo[i] - b->base, to = b->hi[i] - b->base;
+        if (a->cap > 0) cap_scores(scores + from, to - from, a->scale, a->cap);
+        inverse[i] = set->softmax(scores, (size_t)from, (size_t)to, a->cap > 0 ? 1 : a->scale);
+    }
 
     memset(y, 0, (size_t)(b->n_queries * a->head_dim) * sizeof *y);
     int shared = common_lo < common_hi;

@@ -179,7 +179,11 @@ FN vf w_dot(wi w, const uint8_t *q)
 }
 
 /* Rows of bits: not worth instructions of their own yet. */
-#define low_bit fl_serial_low_bit
+KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, size_t n_planes,
+                    float *out)
+{
+    fl_serial_low_bit(acts, rows, n_rows, n_planes, out);
+}
 
 #include "fl_simd_rows.h"
 #include "fl_simd_layers.h"

@@ -149,9 +149,9 @@ def test_active_ids(kernels, n_tokens, n):
 # -------------------------------------------------------------------------------------- attention
 
 
-def attend(ks, q, k, v, first, window=0):
+def attend(ks, q, k, v, first, window=0, cap=0.0):
     out = np.empty((q.shape[0], q.shape[1] * q.shape[2]), dtype=np.float32)
-    ks.attention(q, k, v, first, window, q.shape[2] ** -0.5, out)
+    ks.attention(q, k, v, first, window, q.shape[2] ** -0.5, out, cap=cap)
     return out
 
 
@@ -168,6 +168,21 @@ def test_attention_agrees_with_reference(
     for first in (0, 1, 40, 83):
         ours, oracle = (attend(ks, q, k, v, first, window) for ks in (kernels, reference))
         assert (np.abs(ours - oracle) <= 2.0**-17 * np.abs(v).max()).all()
+
+
+@pytest.mark.parametrize("cap", [0.5, 3.0, 50.0])
+@pytest.mark.parametrize("window", [0, 5])
+def test_soft_capped_attention(kernels, reference, cap, window):
+    q = normal((7, 6, 20), scale=6)
+    k, v = normal((2, 90, 20), 1), normal((2, 90, 20), 2)
+    for first in (0, 40):
+        ours, oracle = (attend(ks, q, k, v, first, window, cap) for ks in (kernels, reference))
+        assert (np.abs(ours - oracle) <= 2.0**-17 * np.abs(v).max()).all()
+        single = [attend(kernels, q[t : t + 1], k, v, first + t, window, cap) for t in range(7)]
+        assert same_bits(ours, np.concatenate(single))
+    assert not np.allclose(ours, attend(kernels, q, k, v, first, window), atol=1e-3)
+    with pytest.raises(UsageError, match="cap"):
+        attend(kernels, q, k, v, 0, window, -1.0)
 
 
 @pytest.mark.parametrize("kv_dtype", [np.float32, np.float16])

@@ -44,6 +44,7 @@ FALCON = {
     "num_attention_heads": 4,
     "eos_token_id": 2,
 }
+GEMMA = {**LLAMA, "model_type": "gemma2", "num_hidden_layers": 4, "head_dim": 16}
 
 
 def llama(**changes):
@@ -119,6 +120,20 @@ def test_a_rope_without_the_newer_fields_is_read():
     for key in ("beta_fast", "beta_slow", "truncate", "attention_factor", "factors"):
         del good["rope"][key]
     assert config_from_dict("llama", good) == llama()
+
+
+def test_what_gemma_means_where_its_config_is_silent_or_null():
+    silent = config_from_hf(GEMMA)
+    assert silent.windows == (4096, 0, 4096, 0) and silent.tied and silent.sandwich
+    assert (silent.attention_cap, silent.logit_cap, silent.query_scalar) == (50.0, 30.0, 256.0)
+    nulls = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+    none = config_from_hf({**GEMMA, **nulls, "sliding_window": None})
+    assert none.windows == (0,) * 4 and none.attention_cap == none.logit_cap == 0.0
+    third = config_from_hf({**GEMMA, "model_type": "gemma3_text", "sliding_window": 512})
+    assert third.windows == (512,) * 4 and third.logit_cap == 0.0 and third.qk_norm
+    assert (third.rope.theta, third.local_rope.theta) == (1e6, 1e4)
+    first = config_from_hf({**GEMMA, "model_type": "gemma", "hidden_act": "gelu"})
+    assert first.activation == "gelu_tanh" and not first.sandwich and first.query_scalar == 16.0
 
 
 BIASES = [
@@ -224,6 +239,9 @@ REFUSALS = [
     (LLAMA, {"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "per kind of layer"),
     (OPT, {"activation_function": "quick_gelu"}, "quick_gelu"),
     (FALCON, {"alibi": True}, "ALiBi"),
+    (GEMMA, {"use_bidirectional_attention": True}, "bidirectional"),
+    (GEMMA, {"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "capped scores"),
+    (GEMMA, {"model_type": "gemma3"}, "gemma3"),
 ]
 
 
@@ -296,7 +314,7 @@ def test_no_config_is_a_typed_error(raw):
         config_from_hf(raw)
 
 
-@pytest.mark.parametrize("base", [LLAMA, OPT, FALCON], ids=["llama", "opt", "falcon"])
+@pytest.mark.parametrize("base", [LLAMA, OPT, FALCON, GEMMA], ids=lambda c: c["model_type"])
 def test_every_field_of_a_carried_config_is_checked(base):
     config = config_from_hf(base)
     good = json.loads(json.dumps(config.to_dict()))

@@ -379,6 +379,8 @@ class KernelSet(RecurrentOperators, ABC):
         window: int,
         scale: float,
         out: np.ndarray,
+        *,
+        cap: float = 0.0,
     ) -> None:
         """Causal attention of T tokens at positions first_position, first_position + 1, …
 
@@ -386,6 +388,7 @@ class KernelSet(RecurrentOperators, ABC):
         k, v   float32 or float16 [n_kv_heads, n_context, head_dim], the chunk's own keys included;
                head h reads KV head h // (n_heads / n_kv_heads)
         window keys a token sees, itself included; 0: all
+        cap    soft cap: a scaled score s becomes cap * tanh(s / cap); 0: none
         out    float32 [T, n_heads * head_dim]
         Vaswani et al., 2017; grouped heads after Ainslie et al., 2023.
         """
@@ -408,8 +411,10 @@ class KernelSet(RecurrentOperators, ABC):
             )
         if window < 0 or not 0 < scale < float("inf"):
             raise UsageError(f"window {window} or scale {scale} is out of range")
+        if not 0 <= cap < float("inf"):
+            raise UsageError(f"cap {cap} is out of range")
         if n_tokens:
-            self._attention(q, k, v, first_position, window, scale, out)
+            self._attention(q, k, v, first_position, window, scale, cap, out)
 
     # ------------------------------------------------------------------------------ shared checks
 
@@ -476,7 +481,7 @@ class KernelSet(RecurrentOperators, ABC):
     def _rope(self, x, cosines, sines) -> None: ...
 
     @abstractmethod
-    def _attention(self, q, k, v, first_position, window, scale, out) -> None: ...
+    def _attention(self, q, k, v, first_position, window, scale, cap, out) -> None: ...
 
     @abstractmethod
     def _activate(self, kind, pre, up, out) -> None: ...

@@ -79,7 +79,7 @@ class NativeSet(KernelSet):
     def _rope(self, x, cosines, sines) -> None:
         self._core.rope(x, cosines, sines)
 
-    def _attention(self, q, k, v, first_position, window, scale, out) -> None:
+    def _attention(self, q, k, v, first_position, window, scale, cap, out) -> None:
         n_kv_heads, n_context = k.shape[:2]
         if n_context > self._scratch_context:
             raise UsageError(
@@ -89,7 +89,7 @@ class NativeSet(KernelSet):
         kv_type = 1 if k.dtype == np.float16 else 0
         self._core.attention(
             q, k.reshape(-1).view(np.uint8), v.reshape(-1).view(np.uint8), kv_type,
-            n_kv_heads, n_context, first_position, window, scale, self._scratch, out,
+            n_kv_heads, n_context, first_position, window, scale, cap, self._scratch, out,
         )  # fmt: skip
 
     def _activate(self, kind, pre, up, out) -> None:

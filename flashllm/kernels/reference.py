@@ -177,7 +177,7 @@ class ReferenceSet(ReferenceRecurrences, KernelSet):
 
     # ---------------------------------------------------------------------------------- attention
 
-    def _attention(self, q, k, v, first_position, window, scale, out) -> None:
+    def _attention(self, q, k, v, first_position, window, scale, cap, out) -> None:
         n_tokens, n_heads, head_dim = q.shape
         shared = n_heads // k.shape[0]
         for t in range(n_tokens):
@@ -187,6 +187,7 @@ class ReferenceSet(ReferenceRecurrences, KernelSet):
                 keys = k[h // shared, start:stop].astype(np.float64)
                 values = v[h // shared, start:stop].astype(np.float64)
                 scores = (keys * q[t, h]).sum(axis=1) * scale
+                scores = cap * np.tanh(scores / cap) if cap else scores
                 weights = np.exp(scores - scores.max())
                 mixed = (weights[:, None] * values).sum(axis=0) / weights.sum()
                 out[t, h * head_dim : (h + 1) * head_dim] = mixed

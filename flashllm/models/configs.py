@@ -7,6 +7,7 @@ from ..registry import Registry
 from .base import ModelConfig
 from .falcon_config import FalconConfig
 from .fields import Fields
+from .gemma_config import GemmaConfig
 from .gpt2_config import GPT2Config
 from .gpt_neox_config import GPTNeoXConfig
 from .llama_config import LlamaConfig
@@ -20,8 +21,8 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     {
         config.family: config
         for config in (
-            FalconConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MoEConfig, NemotronConfig,
-            OPTConfig, RWKVConfig,
+            FalconConfig, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MoEConfig,
+            NemotronConfig, OPTConfig, RWKVConfig,
         )  # fmt: skip
     },
 )

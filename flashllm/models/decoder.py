@@ -203,12 +203,13 @@ class DecoderModel(ApproximateFFN, ABC):
         *,
         scale: float,
         window: int = 0,
+        cap: float = 0.0,
     ) -> None:
         """Causal attention of q [T, n_heads, head_dim] over the cache, k and v written first."""
         first = state.length
         state.write(layer, first, k, v)
         self.kernels.attention(
-            q, state.keys[layer], state.values[layer], first, window, scale, out
+            q, state.keys[layer], state.values[layer], first, window, scale, out, cap=cap
         )
 
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import Registry
 from .decoder import DecoderModel
+from .gemma import GemmaModel
 from .gpt_neox import GPTNeoXModel
 from .llama import LlamaModel
 from .moe import MoEModel
@@ -15,6 +16,7 @@ MODELS: Registry[type[DecoderModel]] = Registry(
     "model family",
     {
         "falcon": GPTNeoXModel,  # the same pass; only config and tensors differ
+        "gemma": GemmaModel,
         "gpt2": OPTModel,  # likewise
         "gpt_neox": GPTNeoXModel,
         "llama": LlamaModel,

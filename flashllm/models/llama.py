@@ -1,7 +1,9 @@
 """The Llama family: pre-norm RMSNorm, rotary attention with grouped queries, gated or plain FFN.
 
-Covers Llama 2/3, Mistral (sliding window), Qwen2 (attention bias) and Qwen3 (norms on q and k),
-with SiLU, ReLU or squared ReLU.  "Llama 2", arXiv 2307.09288; grouped queries, arXiv 2305.13245.
+Covers Llama 2/3, Mistral (sliding window), Qwen2 (attention bias), Qwen3 (norms on q and k) and
+Phi-3, with SiLU, ReLU or squared ReLU; families that widen it set the scale and the soft cap of
+attention, the rope of a layer, and norms of what a sublayer adds.
+"Llama 2", arXiv 2307.09288; grouped queries, arXiv 2305.13245.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ class LlamaModel(DecoderModel):
             config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
         )
         self.rope = RopeTable(config.rope, n_context)
+        self.scale, self.cap = config.head_dim**-0.5, 0.0
         for layer in range(config.n_layers):
-            for norm in ("attn_norm", "ffn_norm"):
+            for norm in config.layer_norms:
                 name = f"layers.{layer}.{norm}.weight"
                 require_vector(path, vectors, name, config.hidden_size)
             if config.qk_norm:
@@ -62,11 +65,21 @@ class LlamaModel(DecoderModel):
             prefix = f"layers.{layer}."
             self._norm(x, prefix + "attn_norm", normed)
             self._attention(layer, normed, state, residual)
+            self._norm_added(prefix + "attn_post_norm", residual)
             x += residual
             self._norm(x, prefix + "ffn_norm", normed)
             self.ffn(layer, normed, residual)
+            self._norm_added(prefix + "ffn_post_norm", residual)
             x += residual
         return x
+
+    def _norm_added(self, name: str, added: np.ndarray) -> None:
+        """Norm, in place, of what a sublayer is about to add, where the family has one."""
+        if name + ".weight" in self.vectors:
+            self._norm(added, name, added)
+
+    def rope_of(self, layer: int) -> RopeTable:
+        return self.rope
 
     def _attention(self, layer: int, x: np.ndarray, state, out: np.ndarray) -> None:
         c, n_tokens, prefix = self.config, x.shape[0], f"layers.{layer}."
@@ -84,12 +97,12 @@ class LlamaModel(DecoderModel):
         q = q.reshape(n_tokens, c.n_heads, c.head_dim)
         k = k.reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = qkv[:, n_q + n_kv :].reshape(n_tokens, c.n_kv_heads, c.head_dim)
-        cos, sin = self.rope.rows(state.length, n_tokens)
+        cos, sin = self.rope_of(layer).rows(state.length, n_tokens)
         self.kernels.rope(q, cos, sin)
         self.kernels.rope(k, cos, sin)
         heads = self.scratch.view("heads", n_tokens)
         self.attend(
-            layer, q, k, v, state, heads, scale=c.head_dim**-0.5, window=c.windows[layer]
+            layer, q, k, v, state, heads, scale=self.scale, window=c.windows[layer], cap=self.cap
         )
         self.linear(prefix + "o", heads, out, bias=prefix + "o.bias")
 

@@ -120,6 +120,11 @@ class LlamaConfig(ModelConfig):
         return values
 
     @property
+    def layer_norms(self) -> dict[str, str]:
+        """Our names of a layer's norms, and the checkpoint's."""
+        return {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+
+    @property
     def qk_norm_widths(self) -> tuple[int, int]:
         """Values that one norm of q, and of k, runs over."""
         return self.head_dim, self.head_dim
@@ -168,8 +173,8 @@ class LlamaConfig(ModelConfig):
         h, n, n_kv = self.hidden_size, self.intermediate_size, self.n_kv_heads * self.head_dim
         attention, mlp = f"layers.{i}.self_attn", f"layers.{i}.mlp"
         found = {
-            "attn_norm.weight": (_tensor(f"layers.{i}.input_layernorm.weight", h),),
-            "ffn_norm.weight": (_tensor(f"layers.{i}.post_attention_layernorm.weight", h),),
+            f"{ours}.weight": (_tensor(f"layers.{i}.{theirs}.weight", h),)
+            for ours, theirs in self.layer_norms.items()
         }
         if self.qkv_bias:
             found["qkv.bias"] = (
@@ -223,10 +228,17 @@ def _windows(source: Fields, model_type: str, n_layers: int, notes: list[str]) -
         return (window,) * n_layers
     if model_type not in _MAY_BE_WINDOWED or not source.flag("use_sliding_window", False):
         return (0,) * n_layers
-    layer_types = source.get("layer_types")
-    if layer_types is None:
+    if source.get("layer_types") is None:
         first = source.integer("max_window_layers", 0, MAX_LAYERS, 28)
         return tuple(window if i >= first else 0 for i in range(n_layers))
+    return typed_windows(source, n_layers, window, notes)
+
+
+def typed_windows(
+    source: Fields, n_layers: int, window: int, notes: list[str]
+) -> tuple[int, ...]:
+    """The windows of a config that names every layer's type."""
+    layer_types = source.get("layer_types")
     if not isinstance(layer_types, list) or len(layer_types) != n_layers:
         raise source.fail("layer_types", f"a list of {n_layers}", layer_types)
     for name in layer_types:

@@ -28,8 +28,8 @@ class NemotronConfig(LlamaConfig):
         roles = super().roles()
         norms = {"final_norm": "norm"}
         for i in range(self.n_layers):
-            norms[f"layers.{i}.attn_norm"] = f"layers.{i}.input_layernorm"
-            norms[f"layers.{i}.ffn_norm"] = f"layers.{i}.post_attention_layernorm"
+            for ours, theirs in self.layer_norms.items():
+                norms[f"layers.{i}.{ours}"] = f"layers.{i}.{theirs}"
         biases = tuple(
             VectorRole(f"{ours}.bias", (TensorRole(stem(f"{theirs}.bias"), (self.hidden_size,)),))
             for ours, theirs in norms.items()

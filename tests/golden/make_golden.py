@@ -21,6 +21,9 @@ from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
     FalconConfig,
+    Gemma2Config,
+    Gemma3TextConfig,
+    GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
     LlamaConfig,
@@ -73,6 +76,11 @@ FALCON = dict(
     eos_token_id=2,
 )
 GPT2 = dict(vocab_size=64, n_embd=40, n_layer=2, n_head=4, n_inner=38, n_positions=64)
+GEMMA = dict(head_dim=14, pad_token_id=0, query_pre_attn_scalar=9, sliding_window=7)
+GEMMA3_ROPES = dict(
+    sliding_attention=dict(rope_type="default", rope_theta=50.0),
+    full_attention=dict(rope_type="linear", rope_theta=1e4, factor=2.0),
+)
 LLAMA3_ROPE = dict(
     rope_type="llama3",
     rope_theta=500.0,
@@ -237,6 +245,33 @@ VARIANTS = {
         "float16",
         None,
     ),
+    "gemma": (GemmaConfig, dict(head_dim=14, pad_token_id=0), "bfloat16", "gelu"),
+    "gemma2": (
+        Gemma2Config,
+        dict(GEMMA, attn_logit_softcapping=2.0, final_logit_softcapping=3.0),
+        "bfloat16",
+        None,
+    ),
+    "gemma2-relu": (
+        Gemma2Config,
+        dict(GEMMA, hidden_activation="relu", attn_logit_softcapping=None, attention_bias=True),
+        "float16",
+        "no-prefix",
+    ),
+    "gemma3": (
+        Gemma3TextConfig,
+        dict(GEMMA, rope_parameters=GEMMA3_ROPES,
+             layer_types=["sliding_attention", "full_attention"]),
+        "bfloat16",
+        None,
+    ),
+    "gemma3-older": (
+        Gemma3TextConfig,
+        dict(GEMMA, rope_parameters=GEMMA3_ROPES, num_hidden_layers=3, sliding_window_pattern=2,
+             final_logit_softcapping=4.0),
+        "bfloat16",
+        "older-gemma3",
+    ),
 }
 
 
@@ -343,6 +378,15 @@ def to_older_neox(config):
     config["rotary_pct"] = rope["partial_rotary_factor"]
 
 
+def to_older_gemma3(config):
+    ropes = config.pop("rope_parameters")
+    config["rope_theta"] = ropes["full_attention"].pop("rope_theta")
+    config["rope_scaling"] = ropes["full_attention"]
+    config["rope_local_base_freq"] = ropes["sliding_attention"]["rope_theta"]
+    del config["layer_types"]
+    config["sliding_window_pattern"] = 2
+
+
 def write(model, dtype, folder, edit=None):
     from safetensors.torch import load_file, save_file
 
@@ -357,6 +401,10 @@ def write(model, dtype, folder, edit=None):
         edit_json(config, lambda c: c.update(sliding_window=0))
     elif edit == "legacy-rotary":
         edit_json(config, to_legacy_rotary)
+    elif edit == "gelu":  # the first checkpoints' word for the tanh form
+        edit_json(config, lambda c: c.update(hidden_act="gelu"))
+    elif edit == "older-gemma3":
+        edit_json(config, to_older_gemma3)
     elif edit == "older-neox":
         edit_json(config, to_older_neox)
     elif edit == "legacy":
