@@ -14,16 +14,15 @@ import argparse
 import json
 import platform
 import statistics
-import subprocess
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cold import evict, n_resident_pages  # noqa: E402
+from cold import n_resident_pages  # noqa: E402
+from confined import run_confined  # noqa: E402
 
 from flashllm import __version__, assembly  # noqa: E402
-from flashllm.probe.cgroup import MemoryGroup  # noqa: E402
 from flashllm.probe.device import choose_storage  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 
@@ -32,40 +31,26 @@ PROMPT = [1, 5, 9, 20, 33, 7, 42, 11]
 
 def run_cell(model: Path, cap: int, tokens: int, extra: list[str]) -> dict:
     """One process under a kernel limit; its own JSON and the kernel's numbers."""
-    evict(model)
-    assert n_resident_pages(model) == 0, "the page cache is not cold"
     command = [
         sys.executable, "-m", "flashllm", "generate", str(model), "--json", "--ignore-eos",
         "--token-ids", ",".join(map(str, PROMPT)), "--max-tokens", str(tokens),
         "--temperature", "0", "--ram-budget", str(cap), *extra,
     ]  # fmt: skip
-    before = device_bytes_read(model)
-    with MemoryGroup(cap, name="flashllm-bench") as group:
-        child = group.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, err = child.communicate()
-        charges = group.charges()
-    if child.returncode:
-        return {"failed": child.returncode, "stderr": err[-2000:], "charges": asdict(charges)}
-    result = json.loads(out)
+    done = run_confined(command, group_bytes=cap, files=[model])
+    charges = asdict(done.charges)
+    if done.code:
+        return {"failed": done.code, "stderr": done.err[-2000:], "charges": charges}
+    result = json.loads(done.out)
     return {
         "tokens_per_s": result["timings"]["predicted_per_second"],
         "prompt_ms": result["timings"]["prompt_ms"],
         "load_ms": result["timings"]["load_ms"],
         "tokens": result["tokens"],
         "flash": result["flash"],
-        "charges": asdict(charges),
-        "device_bytes": device_bytes_read(model) - before,
+        "charges": charges,
+        "device_bytes": done.device_bytes,
         "page_cache_pages_after": n_resident_pages(model),
     }
-
-
-def device_bytes_read(path: Path) -> int:
-    """Bytes the whole disk under `path` has read since boot (sectors of 512, kernel's counter)."""
-    import os
-
-    device = os.stat(path).st_dev
-    stat = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
-    return 512 * int(stat.read_text().split()[2]) if stat.exists() else 0
 
 
 def streamed_bytes(model: Path, cap: int, extra: list[str]) -> tuple[int, int]:

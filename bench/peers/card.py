@@ -1,0 +1,97 @@
+"""The rounds of one or several models as a card: markdown to read, JSON with every raw number."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from flashllm.units import MIB
+
+HEAD = (
+    "cap", "peer", "decode tok/s (all rounds)", "n", "prefill tok/s", "MiB/token", "peak MiB",
+    "ours / peer", "remark",
+)  # fmt: skip
+
+
+def write_card(out: Path, models: list[dict[str, Any]]) -> str:
+    """Writes out.md and out.json; the markdown."""
+    text = "\n\n".join([header(models[0]), *(section(model) for model in models)]) + "\n"
+    out.with_suffix(".json").write_text(json.dumps({"models": models}, indent=1))
+    out.with_suffix(".md").write_text(text)
+    return text
+
+
+def header(model: dict[str, Any]) -> str:
+    machine = model["machine"]
+    return "\n".join([
+        "# Against peers",
+        "",
+        f"flashllm {model['flashllm']}; {machine['cpu']}, {model['threads']} threads, Linux "
+        f"{machine['kernel']}; disk {machine['sequential_bytes_per_s'] / 1e9:.2f} GB/s in 1 MiB "
+        f"reads, read-ahead {model['read_ahead_kib']} KiB as found.  `bench/against_peers.py`: a "
+        "process per cell, in a memory cgroup of exactly the cap (`all`: nothing short), page "
+        "cache cold (mincore), greedy, cells interleaved, caps as shares of our file.  Medians; "
+        "`n` tokens were decoded after the first; MiB/token are the process's reads from the "
+        "device while decoding; `ours / peer` is taken inside each round, against the peer in "
+        "that row, then the median.",
+    ])
+
+
+def section(model: dict[str, Any]) -> str:
+    lines = [
+        f"## {model['model']}", "",
+        f"{model['note']}  {model['bytes'] / MIB:.0f} MiB; prompt of {model['n_prompt']} tokens; "
+        f"{len(model['rounds'])} rounds.", "",
+        "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD),
+    ]  # fmt: skip
+    cells = dict.fromkeys((row["cap"], row["key"]) for row in model["rounds"][0])
+    for cap, key in cells:
+        lines.append("| " + " | ".join(line(model["rounds"], cap, key)) + " |")
+    return "\n".join(lines)
+
+
+def line(rounds: list[list[dict]], cap: str, key: str) -> list[str]:
+    found = [row for rows in rounds for row in rows if (row["cap"], row["key"]) == (cap, key)]
+    name, ran = found[0]["peer"], [row for row in found if row.get("state") == "ran"]
+    remarks = [found[0].get("difference", "")]
+    remarks += dict.fromkeys(
+        f"{row['state']} {row['why']}" for row in found if row.get("state", "ran") != "ran"
+    )
+    if "missing" in found[0]:
+        return [cap, name, *[""] * 6, f"missing: {found[0]['missing']}"]
+    remark = "; ".join(filter(None, remarks))
+    if not ran:
+        peak = max(row["charges"]["peak_bytes"] for row in found) / MIB
+        return [cap, name, "", "", "", "", f"{peak:.0f}", "", remark]
+    speeds = [row["tokens_per_s"] for row in ran]
+    return [
+        cap, name,
+        f"{statistics.median(speeds):.2f} ({', '.join(f'{speed:.2f}' for speed in speeds)})",
+        str(ran[0]["n_decoded"]),
+        middle([row["prefill_tokens_per_s"] for row in ran], "{:.1f}"),
+        middle([row["decode_bytes_per_token"] for row in ran], "{:.0f}", MIB),
+        f"{max(row['charges']['peak_bytes'] for row in ran) / MIB:.0f}",
+        "" if key == "ours" else middle(ratios(rounds, cap, key), "{:.2f}"),
+        remark,
+    ]  # fmt: skip
+
+
+def ratios(rounds: list[list[dict]], cap: str, key: str) -> list[float]:
+    """Ours over the peer at the same cap, round by round."""
+    found = []
+    for rows in rounds:
+        speed = {
+            row["key"]: row["tokens_per_s"]
+            for row in rows
+            if row["cap"] == cap and row.get("state") == "ran"
+        }
+        if "ours" in speed and key in speed:
+            found.append(speed["ours"] / speed[key])
+    return found
+
+
+def middle(values: list[float | None], pattern: str, unit: float = 1) -> str:
+    known = [value / unit for value in values if value is not None]
+    return pattern.format(statistics.median(known)) if known else ""
