@@ -47,11 +47,12 @@ class LLM:
     mmap.  `n_context`: most tokens of one sequence.  `num_threads`: compute threads.  `kernels`:
     a kernel set's name.  `pin=False` keeps no weight in memory: every token reads all of them (the
     naive mode of benchmarks).  `mode`: exact (default), or approx: prompts are exact, decoding
-    computes only the neurons that `predictors` (layer -> Predictor) name; recall is measured on the
-    first and every `audit`-th decoded token.  `governor=True` gives memory back under memory
-    pressure and takes it again slowly (docs/MEMORY.md); a source of pressure is followed instead of
-    the kernel's.  `progress(done, total, label)` is called while loading and in prefill,
-    `on_plan(plan)` before anything is loaded.
+    computes only the neurons that are predicted, by what was fitted to the container (MODEL.fit) at
+    `recall` or by `predictors` (layer -> Predictor); recall is measured on the first and every
+    `audit`-th decoded token.  `governor=True` gives memory back under memory pressure and takes it
+    again slowly (docs/MEMORY.md); a source of pressure is followed instead of the kernel's.
+    `progress(done, total, label)` is called while loading and in prefill, `on_plan(plan)` before
+    anything is loaded.
 
     Raises BudgetError below the floor, FormatError for a bad file, UnsupportedError for a backend
     or kernel set that this machine lacks.
@@ -71,6 +72,7 @@ class LLM:
         io_depth: int | None = None,
         policy: str | None = None,
         mode: str | None = None,
+        recall: float | None = None,
         predictors: Mapping[int, Predictor] | None = None,
         audit: int | None = None,
         pin: bool = True,
@@ -101,6 +103,7 @@ class LLM:
                 io_depth=io_depth,
                 policy=policy,
                 mode=mode,
+                recall=recall,
                 predictors=predictors,
                 audit=audit,
                 pin=pin,

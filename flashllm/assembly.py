@@ -35,6 +35,7 @@ from .planning import (
     ring_reserve,
 )
 from .predictors import Predictor
+from .predictors.fit import fit_path, open_fit
 from .probe.curve import DEFAULT_CURVE
 from .probe.device import Choice, choose_storage, probe_device
 from .probe.memory import automatic_budget
@@ -78,6 +79,7 @@ class Wishes:
     kv_type: str
     policy: str
     mode: str
+    recall: float
     audit: int
     debug: bool
     pin: bool
@@ -117,10 +119,10 @@ def open_parts(
     budget = budget_bytes(ram_budget, container.size)
     tokenizer = load_tokenizer(container, config)
     drop_library_cache()
-    approximation = approximate(container, config, wishes, predictors)
+    predicted = predicting(path, container, config, kernels, wishes, predictors)
     plan = make_plan(
         container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes(),
-        approximation=approximation,
+        predicted=predicted,
     )  # fmt: skip
     memory = MemoryWatch()
     if on_plan is not None:
@@ -137,8 +139,8 @@ def open_parts(
         stage_bytes=plan.stage_bytes,
         policy=wishes.policy,
         curve=choice.curve,
-        sparse=acquired_planes(container, approximation),
-        begin_cached=approximation is not None,
+        sparse=acquired_planes(container, predicted),
+        begin_cached=predicted is not None,
         debug=wishes.debug,
     )
     stack.callback(store.close)
@@ -146,7 +148,8 @@ def open_parts(
         config, container.planes, container.load_vectors(), store, kernels,
         max_tokens=plan.chunk, n_context=plan.n_context, path=path,
     )  # fmt: skip
-    model.approximation = approximation
+    if predicted is not None:
+        model.approximation = Approximation(predicted.load(), audit_every=wishes.audit)
     state = model.new_state(plan.n_context, kv_dtype(wishes, container))
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
@@ -155,13 +158,28 @@ def open_parts(
     )  # fmt: skip
 
 
-def approximate(
+@dataclass(frozen=True)
+class Predicting:
+    """Predictors as a plan sees them: of which layers, how many bytes, and how to load them."""
+
+    layers: tuple[int, ...] = ()
+    n_bytes: int = 0
+    load: Callable[[], Mapping[int, Predictor]] = dict
+
+    def planes(self) -> set[str]:
+        return {f"layers.{i}.{part}" for i in self.layers for part in ("deciding", "ffn")}
+
+
+def predicting(
+    path: str,
     container: Container,
     config: Any,
+    kernels: Any,
     wishes: Wishes,
     predictors: Mapping[int, Predictor] | None,
-) -> Approximation | None:
-    """What decoding leaves out: nothing (None) in exact mode."""
+) -> Predicting | None:
+    """What names the neurons that decoding computes: nothing (None) in exact mode; in approximate
+    mode the `predictors` given, or those fitted to this container."""
     if wishes.mode == "exact":
         if predictors:
             raise UsageError("predictors decide nothing in exact mode: ask for mode approx")
@@ -171,26 +189,36 @@ def approximate(
             f"{container.path}: approximate mode skips neurons that are exactly zero, and with "
             f"{config.activation} none is"
         )
-    if not predictors:
-        raise UsageError("approximate mode needs predictors")
+    sizes = {
+        i: plane.n_items for i in range(config.n_layers)
+        if (plane := container.planes.get(f"layers.{i}.ffn")) is not None
+    }  # fmt: skip
+    if predictors is None:
+        if not fit_path(path).exists():
+            raise UsageError(f"approximate mode needs predictors, and there is no "
+                             f"{fit_path(path)}: flashllm fit makes it")
+        fit = open_fit(fit_path(path))
+        fit.require(container.digest)
+        fit.require_shape(config.hidden_size, sizes)
+        fit.place(wishes.recall)
+        return Predicting(
+            tuple(layer.layer for layer in fit.layers), fit.resident_bytes,
+            lambda: fit.load(kernels, wishes.recall),
+        )  # fmt: skip
     for layer, predictor in predictors.items():
-        plane = container.planes.get(f"layers.{layer}.ffn")
-        if plane is None:
+        if layer not in sizes:
             raise UsageError(f"a predictor for layer {layer}, which has no FFN of neurons")
-        if predictor.n_bundles != plane.n_items:
+        if predictor.n_bundles != sizes[layer]:
             raise UsageError(f"the predictor of layer {layer} knows {predictor.n_bundles} bundles, "
-                             f"the layer has {plane.n_items}")
-    return Approximation(predictors=dict(predictors), audit_every=wishes.audit)
+                             f"the layer has {sizes[layer]}")
+    n_bytes = sum(predictor.resident_bytes for predictor in predictors.values())
+    return Predicting(tuple(predictors), n_bytes, lambda: predictors)
 
 
-def acquired_planes(container: Container, approximation: Approximation | None) -> set[str]:
+def acquired_planes(container: Container, predicted: Predicting | None) -> set[str]:
     """Planes of which single items are asked for: where sets are predicted, deciding rows too."""
     planes = sparse_planes(container)
-    if approximation is not None:
-        named = {f"layers.{i}.{part}" for i in approximation.predictors
-                 for part in ("deciding", "ffn")}
-        planes |= named & set(container.planes)
-    return planes
+    return planes if predicted is None else planes | predicted.planes() & set(container.planes)
 
 
 def make_floors(parts: Parts) -> Floors:
@@ -261,17 +289,16 @@ def make_plan(
     budget: int,
     *,
     process_bytes: int,
-    approximation: Approximation | None = None,
+    predicted: Predicting | None = None,
 ) -> Plan:
     """The byte plan of this container under `budget`; see planning.plan_budget.
 
-    An approximation's predictors are always in memory, and slots for what they name come before
-    nothing but attention: deciding rows are then as good as bundles.
+    Predictors are always in memory.  Of what they name deciding rows are as good as bundles.
     """
     widths = model_class.scratch_widths(config)
     widest = model_class.widest_input(config)
     dtype = kv_dtype(wishes, container)
-    acquired = acquired_planes(container, approximation)
+    acquired = acquired_planes(container, predicted)
     costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES, sparse=acquired)
     embed = container.planes["embed"]
     vector_bytes = 4 * sum(int(np.prod(shape)) for shape, *_ in container.vectors.values())
@@ -303,7 +330,7 @@ def make_plan(
                 "vectors": vector_bytes,
                 "reader threads": wishes.io_depth * THREAD_BYTES,
                 "compute threads": wishes.num_threads * THREAD_BYTES,
-                **predictor_line(approximation),
+                **({"predictors": predicted.n_bytes} if predicted else {}),
                 **costs_of_store.fixed,
             },
             context=context_bytes,
@@ -316,13 +343,6 @@ def make_plan(
         file_bytes=container.size,
         keep=wishes.pin,
     )
-
-
-def predictor_line(approximation: Approximation | None) -> dict[str, int]:
-    """The ledger's line for predictors, where there are any."""
-    if approximation is None:
-        return {}
-    return {"predictors": sum(p.resident_bytes for p in approximation.predictors.values())}
 
 
 def rank_of(name: str, container: Container, acquired: Collection[str]) -> int | None:
@@ -407,9 +427,10 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
         load_tokenizer(container, config)
         arguments = (container, config, model_class, kernels, wishes)
         process = interpreter_bytes()
-        floor = floor_of(*arguments, process_bytes=process)
+        predicted = predicting(path, container, config, kernels, wishes, None)
+        floor = floor_of(*arguments, process_bytes=process, predicted=predicted)
         budget = budget_bytes(ram_budget, container.size)
-        plan = make_plan(*arguments, budget, process_bytes=process)
+        plan = make_plan(*arguments, budget, process_bytes=process, predicted=predicted)
     choice = choose_backend(path, wishes.storage)
     speed = choice.curve.sequential_bytes_per_s
     streamed = plan.streamed_bytes
@@ -421,10 +442,10 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
     )
 
 
-def floor_of(*arguments: Any, process_bytes: int) -> int:
+def floor_of(*arguments: Any, **more: Any) -> int:
     """The smallest budget that make_plan accepts."""
     try:
-        make_plan(*arguments, 1, process_bytes=process_bytes)
+        make_plan(*arguments, 1, **more)
     except BudgetError as error:
         return error.floor_bytes
     raise AssertionError("a budget of one byte was accepted")

@@ -73,6 +73,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("kv_type", str, "auto", "auto, f32 or f16"),
         Setting("policy", str, "lru", "eviction policy of the bundle cache"),
         Setting("mode", str, "exact", "exact, or approx: decode with predicted neurons only"),
+        Setting("recall", float, 0.99, "approx: share of the active neurons to be predicted"),
         Setting("audit", _whole, 16, "approx: measure recall on every so manieth token; 0 never"),
         Setting("governor", _flag, False, "give memory back under memory pressure"),
         Setting("debug", _flag, False, "check every invariant after every step"),

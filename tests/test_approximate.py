@@ -3,21 +3,29 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 
 import numpy as np
 import pytest
 
 from flashllm import LLM, assembly
+from flashllm.calibration.fit_writer import FitWriter
+from flashllm.calibration.sections import low_rank_section
+from flashllm.cli.main import main
 from flashllm.container import open_container
 from flashllm.conversion.enlarge import inflate
 from flashllm.conversion.from_container import PlaneReader
 from flashllm.conversion.relayout import relayout
-from flashllm.errors import UnknownNameError, UnsupportedError, UsageError
+from flashllm.errors import FitMismatchError, UnknownNameError, UnsupportedError, UsageError
 from flashllm.evaluation import negative_log_likelihood
 from flashllm.kernels import choose_kernels
 from flashllm.kernels.base import PieceView, weight_code
 from flashllm.offload import WeightStore
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
+from flashllm.predictors.fit import fit_path
+from flashllm.predictors.header import Header
+from flashllm.predictors.scores import FittedLayer
 from flashllm.units import KIB, MIB
 
 from . import tiny
@@ -224,6 +232,62 @@ def _oracles(path):
     return {i: OraclePredictor(truth.n, truth=truth) for i, truth in enumerate(truths)}
 
 
+def fitted(path: str, digest: str, layers: list[int], n: int, hidden: int) -> None:
+    """A fit of random low-rank predictors beside the container."""
+    rng, made = np.random.default_rng(3), []
+    for layer in layers:
+        section = low_rank_section(
+            rng.standard_normal((4, hidden)), rng.standard_normal((n, 4)), np.zeros(n), "int8"
+        )
+        made.append((FittedLayer(
+            layer=layer, kind="low_rank", n_bundles=n, hidden_size=hidden, unit=1,
+            form={"rank": 4, "weight_type": "int8"}, thresholds=(1.0, -1.0), recall=(0.5, 0.9),
+            precision=(0.5, 0.4),
+        ), section))  # fmt: skip
+    with FitWriter(fit_path(path)) as writer:
+        for layer, section in made:
+            writer.add(layer, section)
+        writer.commit(Header(
+            model=digest, hidden_size=hidden, text="cd" * 32, text_name="t", n_tokens=100,
+            recalls=(0.5, 0.9), layers=tuple(layer for layer, _ in made),
+        ))  # fmt: skip
+
+
+def test_a_fit_beside_the_container_is_used(tmp_path, capsys):
+    path = str(tiny.container(tmp_path, "llama-relu"))
+    with open_container(path) as container:
+        digest, config = container.digest, container.config
+    sizes = range(config["n_layers"]), config["intermediate_size"], config["hidden_size"]
+    fitted(path, digest, *sizes)
+    said = []
+    for recall in ("0.5", "0.9"):
+        for budget in ("128MiB", "1GiB"):
+            ask = ["generate", path, "--token-ids", "3,17,40", "--max-tokens", "4", "--json",
+                   "--temperature", "0", "--ignore-eos", "--mode", "approx", "--recall", recall,
+                   "--ram-budget", budget]  # fmt: skip
+            assert main(ask) == 0
+            said.append(json.loads(capsys.readouterr().out))
+    flash = [one["flash"] for one in said]
+    assert said[0]["tokens"] == said[1]["tokens"] and said[2]["tokens"] == said[3]["tokens"]
+    for name in ("recall", "precision", "predicted_bundles"):
+        assert flash[0][name] == flash[1][name] != flash[2][name] == flash[3][name]
+    assert flash[2]["recall"] > flash[0]["recall"]
+    assert flash[0]["mode"] == "approx"
+
+    ask = ["perplexity", path, "--text", "-", "--mode", "approx", "--recall", "0.9"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdin", io.StringIO("a fox was old, a fox was old"))
+        assert main(ask) == 0
+    assert "approx: prompt exact, recall" in capsys.readouterr().out
+    assert main(["estimate", path, "--mode", "approx", "--recall", "0.9"]) == 0
+    assert "predictors" in capsys.readouterr().out
+    assert main(["estimate", path, "--mode", "approx", "--recall", "0.95"]) == 2
+    assert "fitted for up to 0.9" in capsys.readouterr().err
+    fitted(path, "ab" * 32, *sizes)
+    with pytest.raises(FitMismatchError):
+        LLM(path, mode="approx")
+
+
 def test_predictors_are_in_the_ledger(made):
     path, truths, _ = made
     predictors = {i: Forgetful(truth) for i, truth in truths.items()}
@@ -235,7 +299,7 @@ def test_what_is_refused(made, tmp_path):
     path, truths, _ = made
     with pytest.raises(UnknownNameError, match="mode"):
         LLM(path, mode="fast")
-    with pytest.raises(UsageError, match="needs predictors"):
+    with pytest.raises(UsageError, match="flashllm fit"):
         LLM(path, mode="approx")
     with pytest.raises(UsageError, match="decide nothing"):
         LLM(path, predictors={0: DensePredictor(truths[0].n)})

@@ -28,6 +28,17 @@ def status_line(n_tokens: int, seconds: float, flash: dict, budget_bytes: int) -
     ))  # fmt: skip
 
 
+def approximation(flash: dict) -> str:
+    """` | approx: prompt exact, recall 99.1 %, precision 61 %, 4.2 % of neurons`, or nothing."""
+    if flash["mode"] != "approx":
+        return ""
+    recall = "recall not measured"
+    if flash["recall"] is not None:
+        recall = f"recall {100 * flash['recall']:.1f} %, precision {100 * flash['precision']:.0f} %"
+    share = flash["active_bundles"] / flash["all_bundles"] if flash["all_bundles"] else 0.0
+    return f" | approx: prompt exact, {recall}, {100 * share:.1f} % of neurons"
+
+
 class Footer:
     """A context manager; `show(text)` replaces the line, at most ten times a second."""
 

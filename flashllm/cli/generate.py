@@ -8,6 +8,7 @@ import sys
 
 from ..api import LLM
 from ..errors import UsageError
+from .footer import approximation
 from .options import add_engine_flags, engine_arguments, token_ids
 from .progress import Progress
 
@@ -86,4 +87,4 @@ def _summary(result) -> str:
     parts.append(f"read {flash['bytes_read'] / 2**20:.1f} MiB")
     if flash["hit_rate"] is not None:
         parts.append(f"hit {100 * flash['hit_rate']:.0f} %")
-    return " | ".join(parts)
+    return " | ".join(parts) + approximation(flash)

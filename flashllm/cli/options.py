@@ -16,6 +16,9 @@ ENGINE_FLAGS = (
     ("--kv-type", "T", str, "auto, f32 or f16"),
     ("--prefill-chunk", "N", int, "prompt tokens that share a pass over the weights"),
     ("--io-depth", "N", int, "reads in flight"),
+    ("--mode", "NAME", str, "exact, or approx: decode with predicted neurons only"),
+    ("--recall", "R", float, "approx: share of the active neurons to be predicted, such as 0.99"),
+    ("--audit", "N", int, "approx: measure recall on every N-th token; 0 never"),
     ("--policy", "NAME", str, "eviction policy of the bundle cache: lru, lfu, window"),
 )
 

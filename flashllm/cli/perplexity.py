@@ -9,8 +9,11 @@ import sys
 from pathlib import Path
 
 from ..api import LLM
+from ..engine.engine import Totals
+from ..engine.figures import flash_figures
 from ..errors import UsageError
 from ..evaluation import negative_log_likelihood
+from .footer import approximation
 from .options import add_engine_flags, engine_arguments
 from .progress import Progress
 
@@ -30,18 +33,24 @@ def run(args: argparse.Namespace) -> int:
     if not text:
         raise UsageError("the text is empty")
     progress = Progress()
+    totals = Totals()
     with LLM(args.model, progress=Progress(), **engine_arguments(args)) as llm:
-        total, n_tokens = negative_log_likelihood(llm, text, window=args.window, progress=progress)
+        total, n_tokens = negative_log_likelihood(
+            llm, text, window=args.window, totals=totals, progress=progress
+        )
+        mode = llm.mode
     progress.close()
     found = {
         "perplexity": math.exp(total / n_tokens),
         "bits_per_character": total / math.log(2) / len(text),
         "tokens": n_tokens,
         "characters": len(text),
+        "flash": {"mode": mode, **flash_figures(totals)},
     }
     if args.json:
         print(json.dumps(found))
     else:
         print(f"perplexity {found['perplexity']:.3f} | "
-              f"{found['bits_per_character']:.4f} bits/character | {n_tokens} tokens")
+              f"{found['bits_per_character']:.4f} bits/character | {n_tokens} tokens"
+              + approximation(found["flash"]))
     return 0
