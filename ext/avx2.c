@@ -120,9 +120,11 @@ FN vf load_scale(const uint8_t *p)
 
 /* --------------------------------------------------------------------------------- integer dots */
 
+enum { INT8_ZERO = 0, INT4_ZERO = 0 }; /* weights and activations are signed as they are */
 typedef struct {
     __m256i w, magnitude;
 } wi;
+typedef __m256i xi;
 
 FN wi w_int8(const uint8_t *p, const int groups)
 {
@@ -139,13 +141,13 @@ FN wi w_int4(const uint8_t *p, const int groups)
     return (wi){w, _mm256_abs_epi8(w)};
 }
 
-FN vf w_scale(const uint8_t *p, const int groups) { return load_scale(p); }
-FN vf x_scale(const float *s) { return _mm256_broadcast_ss(s); }
+FN xi x_int(const uint8_t *q, const int zero) { return _mm256_loadu_si256((const __m256i *)q); }
 
-FN vf w_dot(wi w, const uint8_t *q)
+FN vf spread(vf v, const int k) { return _mm256_permutevar8x32_ps(v, _mm256_set1_epi32(k)); }
+
+FN vf w_dot(wi w, xi x)
 {
-    __m256i x = _mm256_sign_epi8(_mm256_loadu_si256((const __m256i *)q), w.w);
-    __m256i pairs = _mm256_maddubs_epi16(w.magnitude, x);
+    __m256i pairs = _mm256_maddubs_epi16(w.magnitude, _mm256_sign_epi8(x, w.w));
     return _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
 }
 
@@ -175,7 +177,7 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
                 __m256i weight = _mm256_set1_epi16((int16_t)(2 << p));
                 sum = _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, weight));
             }
-            acc = v_fma(_mm256_cvtepi32_ps(sum), x_scale(acts->scales + g), acc);
+            acc = v_fma(_mm256_cvtepi32_ps(sum), _mm256_broadcast_ss(acts->scales + g), acc);
         }
         out[r] = _mm_cvtss_f32(sum4(acc, acc, acc, acc));
     }
@@ -186,6 +188,6 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
 #include "fl_simd_rwkv.h"
 #include "fl_simd_table.h"
 
-const fl_kernel_set fl_avx2 = FL_SIMD_TABLE("avx2", 0);
+const fl_kernel_set fl_avx2 = FL_SIMD_TABLE("avx2");
 
 #endif

@@ -1,8 +1,6 @@
 /* The avx512 kernel set: AVX-512 F, BW, DQ, VL and VNNI; floats of 16 lanes.
  *
- * Integer dots: vpdpbusd multiplies unsigned by signed bytes, so activations are stored + 128 and
- * each lane starts at -128 x (sum of its 4 weights): exact.  Two groups of 32 in a vector.
- * Tolerance: docs/ARITHMETIC.md.
+ * Integer dots: vpdpbusd, two groups of 32 in a vector.  Tolerance: docs/ARITHMETIC.md.
  */
 #include "fl_kernels.h"
 
@@ -103,20 +101,25 @@ FN vf load_scale(const uint8_t *p)
 
 /* --------------------------------------------------------------------------------- integer dots */
 
+/* vpdpbusd multiplies unsigned by signed bytes: weights are stored plus a zero point, and a lane
+ * starts at minus that zero point times the sum of its 4 activations. */
+enum { INT8_ZERO = 128, INT4_ZERO = 8 };
+typedef __m512i wi;
 typedef struct {
-    __m512i w, minus; /* weights; -128 x sums of 4 */
-} wi;
+    __m512i x, minus;
+} xi;
 
-FN wi with_correction(__m512i w)
+FN xi x_int(const uint8_t *q, const int zero)
 {
-    __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)128), w);
-    return (wi){w, _mm512_sub_epi32(_mm512_setzero_si512(), sums)};
+    __m512i x = _mm512_loadu_si512(q);
+    __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), _mm512_set1_epi8((char)zero), x);
+    return (xi){x, _mm512_sub_epi32(_mm512_setzero_si512(), sums)};
 }
 
 FN wi w_int8(const uint8_t *p, const int groups)
 {
-    return with_correction(groups == 2 ? _mm512_loadu_si512(p)
-                                       : _mm512_zextsi256_si512(load_halves(p)));
+    __m512i w = groups == 2 ? _mm512_loadu_si512(p) : _mm512_zextsi256_si512(load_halves(p));
+    return _mm512_xor_si512(w, _mm512_set1_epi8((char)128));
 }
 
 FN wi w_int4(const uint8_t *p, const int groups)
@@ -126,29 +129,15 @@ FN wi w_int4(const uint8_t *p, const int groups)
     __m512i twice =
         _mm512_shuffle_i64x2(_mm512_castsi256_si512(both), _mm512_castsi256_si512(both), 0x50);
     __m512i shifts = _mm512_set_epi64(4, 4, 0, 0, 4, 4, 0, 0);
-    __m512i levels = _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(15));
-    return with_correction(_mm512_sub_epi8(levels, _mm512_set1_epi8(8)));
+    return _mm512_and_si512(_mm512_srlv_epi64(twice, shifts), _mm512_set1_epi8(15));
 }
 
-FN vf w_scale(const uint8_t *p, const int groups)
-{
-    int32_t pair = 0;
-    memcpy(&pair, p, groups == 2 ? 4 : 2);
-    const __m256i spread = _mm256_setr_epi8(0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 2, 3, 2,
-                                            3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3, 2, 3);
-    return _mm512_cvtph_ps(_mm256_shuffle_epi8(_mm256_set1_epi32(pair), spread));
-}
+FN vf w_dot(wi w, xi x) { return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(x.minus, w, x.x)); }
 
-FN vf x_scale(const float *s)
+FN vf spread(vf v, const int k)
 {
-    const __m512i spread = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    __m128 pair = _mm_castpd_ps(_mm_load_sd((const double *)s));
-    return _mm512_permutexvar_ps(spread, _mm512_castps128_ps512(pair));
-}
-
-FN vf w_dot(wi w, const uint8_t *q)
-{
-    return _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(w.minus, _mm512_loadu_si512(q), w.w));
+    const __m512i pair = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
+    return _mm512_permutexvar_ps(_mm512_add_epi32(pair, _mm512_set1_epi32(2 * k)), v);
 }
 
 /* -------------------------------------------------------------------------------- rows of bits */
@@ -159,16 +148,16 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
 {
     enum { ROWS = 4 };
     size_t blocks = (size_t)acts->q_stride / 64, row_bytes = n_planes * blocks * 8;
-    const __m512i flip = _mm512_set1_epi8((char)128), ones = _mm512_set1_epi8(1);
+    const __m512i ones = _mm512_set1_epi8(1);
     const __m512i below = _mm512_set1_epi32(-((1 << n_planes) - 1));
     for (size_t r = 0; r < n_rows; r += ROWS) {
         size_t some = n_rows - r < ROWS ? n_rows - r : ROWS;
         vf acc[ROWS] = {v_zero(), v_zero(), v_zero(), v_zero()};
         for (size_t b = 0; b < blocks; b++) {
-            __m512i q = _mm512_xor_si512(_mm512_loadu_si512(acts->q + 64 * b), flip);
+            __m512i q = _mm512_loadu_si512(acts->q + 64 * b);
             __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), ones, q);
             __m512i from = _mm512_mullo_epi32(sums, below);
-            vf scale = x_scale(acts->scales + 2 * b);
+            vf scale = spread(v_load_part(acts->scales + 2 * b, 2), 0);
             for (size_t i = 0; i < some; i++) {
                 const uint8_t *at = rows + (r + i) * row_bytes + 8 * b;
                 __m512i products = from;
@@ -191,6 +180,6 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
 #include "fl_simd_rwkv.h"
 #include "fl_simd_table.h"
 
-const fl_kernel_set fl_avx512 = FL_SIMD_TABLE("avx512", 0x80);
+const fl_kernel_set fl_avx512 = FL_SIMD_TABLE("avx512");
 
 #endif

@@ -55,7 +55,7 @@ static_assert(sizeof(fl_items) == 40, "fl_items is five words");
 /* T tokens, prepared for dots: x as it is for float rows; q and scales for integer rows. */
 typedef struct {
     const float *x;      /* [n_tokens, n_cols] */
-    const uint8_t *q;    /* [n_tokens, q_stride]: int8, xor the set's q_flip; padding holds q = 0 */
+    const uint8_t *q;    /* [n_tokens, q_stride]: int8; padding is 0 */
     const float *scales; /* [n_tokens, scale_stride]; padding is 0 */
     int64_t n_tokens;
     int64_t n_cols;
@@ -85,7 +85,6 @@ typedef void (*fl_decode_fn)(const uint8_t *row, size_t n_cols, float *out);
 
 typedef struct {
     const char *name;
-    uint8_t q_flip; /* 0x80 where the set wants activations stored + 128 */
     fl_dot_fn dot[FL_N_WEIGHT_TYPES];
     fl_accumulate_fn accumulate[FL_N_WEIGHT_TYPES];
     fl_decode_fn decode[FL_N_WEIGHT_TYPES];

@@ -58,9 +58,8 @@ static void prepare_part(void *context, int part)
     const prepare_job *j = context;
     for (int64_t t = cut(j->n_tokens, part, j->parts); t < cut(j->n_tokens, part + 1, j->parts);
          t++)
-        fl_quantise(j->x + t * j->n_cols, (size_t)j->n_cols, j->e->set->q_flip,
-                    j->q + t * j->q_stride, (size_t)j->q_stride, j->scales + t * j->scale_stride,
-                    (size_t)j->scale_stride);
+        fl_quantise(j->x + t * j->n_cols, (size_t)j->n_cols, j->q + t * j->q_stride,
+                    (size_t)j->q_stride, j->scales + t * j->scale_stride, (size_t)j->scale_stride);
 }
 
 void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,

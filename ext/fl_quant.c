@@ -7,7 +7,7 @@ static const float TINY = 0x1p-100f;         /* below it 127 / m would overflow 
 static const uint32_t INFINITE = 0x7f800000; /* bits of infinity; NaNs are above */
 static const float ROUND = 0x1.8p23f;        /* adding it rounds to an integer, half to even */
 
-static float group(const float *x, size_t n, uint8_t flip, uint8_t *q)
+static float group(const float *x, size_t n, uint8_t *q)
 {
     /* Magnitudes compare as integers, NaN above all; that vectorises, fmaxf does not. */
     int32_t most = 0;
@@ -17,28 +17,28 @@ static float group(const float *x, size_t n, uint8_t flip, uint8_t *q)
     }
     float m = fl_from_bits((uint32_t)most);
     if ((uint32_t)most >= INFINITE || m < TINY) {
-        memset(q, flip, FL_GROUP);
+        memset(q, 0, FL_GROUP);
         return m < TINY ? 0.0f : fl_from_bits(0x7fc00000);
     }
     float inverse = 127.0f / m;
     for (size_t i = 0; i < n; i++) {
         float rounded = (x[i] * inverse + ROUND) - ROUND;
-        q[i] = (uint8_t)(int8_t)(int32_t)rounded ^ flip;
+        q[i] = (uint8_t)(int8_t)(int32_t)rounded;
     }
-    memset(q + n, flip, FL_GROUP - n);
+    memset(q + n, 0, FL_GROUP - n);
     return m / 127.0f;
 }
 
-void fl_quantise(const float *x, size_t n, uint8_t flip, uint8_t *q, size_t q_stride, float *scales,
+void fl_quantise(const float *x, size_t n, uint8_t *q, size_t q_stride, float *scales,
                  size_t scale_stride)
 {
     size_t g = 0;
     for (; g * FL_GROUP + FL_GROUP <= n; g++)
-        scales[g] = group(x + g * FL_GROUP, FL_GROUP, flip, q + g * FL_GROUP);
+        scales[g] = group(x + g * FL_GROUP, FL_GROUP, q + g * FL_GROUP);
     if (g * FL_GROUP < n) {
-        scales[g] = group(x + g * FL_GROUP, n - g * FL_GROUP, flip, q + g * FL_GROUP);
+        scales[g] = group(x + g * FL_GROUP, n - g * FL_GROUP, q + g * FL_GROUP);
         g++;
     }
-    memset(q + g * FL_GROUP, flip, q_stride - g * FL_GROUP);
+    memset(q + g * FL_GROUP, 0, q_stride - g * FL_GROUP);
     memset(scales + g, 0, (scale_stride - g) * sizeof *scales);
 }

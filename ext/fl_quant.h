@@ -6,8 +6,8 @@
 #include <stdint.h>
 #include <string.h>
 
-/* One token: x[n] -> q[q_stride] (int8, each byte xor flip) and scales[scale_stride]. */
-void fl_quantise(const float *x, size_t n, uint8_t flip, uint8_t *q, size_t q_stride, float *scales,
+/* One token: x[n] -> q[q_stride] (int8) and scales[scale_stride]. */
+void fl_quantise(const float *x, size_t n, uint8_t *q, size_t q_stride, float *scales,
                  size_t scale_stride);
 
 static inline uint32_t fl_bits(float value)

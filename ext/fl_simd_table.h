@@ -1,9 +1,8 @@
 /* What a vector set offers, after all of its kernels. */
 
-#define FL_SIMD_TABLE(NAME, FLIP)                                                                  \
+#define FL_SIMD_TABLE(NAME)                                                                        \
     {                                                                                              \
         .name = NAME,                                                                              \
-        .q_flip = FLIP,                                                                            \
         .dot = {dot_f32, dot_f16, dot_bf16, dot_int8, dot_int4},                                   \
         .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16, accumulate_int8,           \
                        accumulate_int4},                                                           \

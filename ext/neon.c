@@ -151,9 +151,11 @@ FN vf load_scale(const uint8_t *p)
 
 /* --------------------------------------------------------------------------------- integer dots */
 
+enum { INT8_ZERO = 0, INT4_ZERO = 0 }; /* weights and activations are signed as they are */
 typedef struct {
     int8x16_t lo, hi;
 } wi;
+typedef wi xi;
 
 FN wi w_int8(const uint8_t *p, const int groups)
 {
@@ -168,14 +170,18 @@ FN wi w_int4(const uint8_t *p, const int groups)
     return (wi){vsubq_s8(lo, vdupq_n_s8(8)), vsubq_s8(hi, vdupq_n_s8(8))};
 }
 
-FN vf w_scale(const uint8_t *p, const int groups) { return load_scale(p); }
-FN vf x_scale(const float *s) { return BOTH(vld1q_dup_f32(s), vld1q_dup_f32(s)); }
+FN xi x_int(const uint8_t *q, const int zero) { return w_int8(q, 1); }
 
-FN vf w_dot(wi w, const uint8_t *q)
+FN vf spread(vf v, const int k)
 {
-    const int8_t *x = (const int8_t *)q;
-    return BOTH(vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), w.lo, vld1q_s8(x))),
-                vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), w.hi, vld1q_s8(x + 16))));
+    float32x4_t one = vdupq_n_f32(k < 4 ? v.lo[k % 4] : v.hi[k % 4]);
+    return BOTH(one, one);
+}
+
+FN vf w_dot(wi w, xi x)
+{
+    return BOTH(vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), w.lo, x.lo)),
+                vcvtq_f32_s32(vdotq_s32(vdupq_n_s32(0), w.hi, x.hi)));
 }
 
 /* Rows of bits: not worth instructions of their own yet. */
@@ -190,6 +196,6 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
 #include "fl_simd_rwkv.h"
 #include "fl_simd_table.h"
 
-const fl_kernel_set fl_neon = FL_SIMD_TABLE("neon", 0);
+const fl_kernel_set fl_neon = FL_SIMD_TABLE("neon");
 
 #endif

@@ -236,7 +236,6 @@ static void activate(fl_activation kind, const float *pre, const float *up, size
 
 const fl_kernel_set fl_serial = {
     .name = "serial",
-    .q_flip = 0,
     .dot = {dot_f32, dot_f16, dot_bf16, dot_int8, dot_int4},
     .accumulate = {accumulate_f32, accumulate_f16, accumulate_bf16, accumulate_int8,
                    accumulate_int4},
