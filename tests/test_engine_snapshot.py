@@ -19,10 +19,10 @@ PROMPT, MORE = [5, 17, 3, 42, 8], [9, 30, 11]
 SETTINGS = {"ram_budget": "300MiB"}
 
 
-@pytest.fixture(scope="module", params=["llama-relu", "opt", "4", "7"])
+@pytest.fixture(scope="module", params=["llama-relu", "opt", "4", "5.2", "6", "7"])
 def model(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("models")
-    if not request.param.isdigit():
+    if not request.param[0].isdigit():
         return container(folder, request.param)
     version = request.param
     source = written(folder / "m.bin", exported(official(version), version))
