@@ -43,6 +43,8 @@ ARROWS = {
     "governor": {"probe"},
     "bundled": set(),
     "stress": {"api", "probe", "storage"},
+    # of engine only the shape of a result
+    "benchmark": {"api", "engine", "probe", "stress"},
 }
 EVERYTHING = {"api", "assembly", "calibration", "cli", "evaluation", "__main__"}
 

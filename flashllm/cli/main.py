@@ -25,6 +25,7 @@ VERBS = {
     "perplexity": ("perplexity", "perplexity of a text under a model"),
     "trace": ("trace", "record which neurons a text activates"),
     "simulate": ("simulate", "replay a trace through caches and devices, without weights"),
+    "bench": ("bench", "llama-bench's table, under a ladder of RAM caps"),
     "stress": ("stress", "does the RAM cap hold on this machine? runs it under limits"),
     "relayout": ("relayout", "lay a container's neurons out by what fires together"),
     "doctor": ("doctor", "what this machine is and where each setting came from"),

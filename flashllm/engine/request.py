@@ -213,18 +213,26 @@ class Request:
         return parts
 
     def _floor_figures(self) -> dict[str, Any]:
-        """Per decoded token: bytes and reads, the floors of DRAM and flash, and the ratio of the
-        steps' time to the larger floor."""
-        decode = self.totals.decode
-        floors, n = self._floors(decode) if decode.steps else {}, max(1, decode.steps)
-        largest = max(floors.values(), default=0.0)
-        counters = decode.counters()
+        """Per decoded token: bytes and reads.  Of that token, and of the whole prompt: the floors
+        of DRAM and flash, and the ratio of the steps' time to the larger floor."""
+        prompt, decode = self.totals.prompt, self.totals.decode
+        n, counters = max(1, decode.steps), decode.counters()
+        least, ratio = self._least(decode)
+        least_prompt, prompt_ratio = self._least(prompt)
         return {
             "bytes_per_token": counters.get("bytes_read", 0) / n,
             "reads_per_token": counters.get("reads", 0) / n,
-            "floor_ms": floors,
-            "time_over_floor": decode.wall_ns / n / 1e6 / largest if largest else None,
+            "floor_ms": least,
+            "time_over_floor": ratio,
+            "prompt_floor_ms": {name: ms * prompt.steps for name, ms in least_prompt.items()},
+            "prompt_time_over_floor": prompt_ratio,
         }
+
+    def _least(self, share: Share) -> tuple[dict[str, float], float | None]:
+        """Floors of the share's mean step in ms, and its time over the larger."""
+        floors = self._floors(share) if share.steps else {}
+        largest = max(floors.values(), default=0.0)
+        return floors, share.wall_ns / share.steps / 1e6 / largest if largest else None
 
     def figures(self) -> dict[str, Any]:
         """The `flash` part of the result, as it stands now."""

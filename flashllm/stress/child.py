@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
     spec = json.loads(argv[0])
     engine = dict(spec["engine"])
     if spec.get("limit_data"):
-        _limit_data(parse_size(engine["ram_budget"]))
+        limit_data(parse_size(engine["ram_budget"]))
     try:
         with LLM(spec["model"], **engine) as llm:
             _say({"event": "planned"})
@@ -48,7 +48,7 @@ def _say(what: dict[str, Any]) -> None:
     print(json.dumps(what), flush=True)
 
 
-def _limit_data(budget: int) -> None:
+def limit_data(budget: int) -> None:
     """RLIMIT_DATA so that private memory may grow by what the budget has left, and by 96 MiB of
     address space that is reserved and hardly touched (thread stacks of 8 MiB, a later ring)."""
     import resource

@@ -1,8 +1,8 @@
 """A child under a limit, and what was seen of it from outside.
 
 The limit is a memory cgroup where one may be made; elsewhere the child limits its own private
-memory (RLIMIT_DATA).  Either way resident memory is sampled about every millisecond from here, so
-that a peak between two of the child's own looks is seen.
+memory (RLIMIT_DATA).  Either way resident memory is sampled from here, for `stress` about every
+millisecond, so that a peak between two of the child's own looks is seen.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +58,9 @@ class Sampler(threading.Thread):
     `restart()` forgets the peaks so far.
     """
 
-    def __init__(self, pid: int):
+    def __init__(self, pid: int, sample_s: float = SAMPLE_S):
         super().__init__(daemon=True)
+        self._sample_s = sample_s
         self._path, self._page = Path(f"/proc/{pid}/statm"), os.sysconf("SC_PAGESIZE")
         self._ended = threading.Event()
         self.n = 0
@@ -78,7 +80,7 @@ class Sampler(threading.Thread):
             self.anon = max(self.anon, rss - mapped)
             self.mapped = max(self.mapped, mapped)
             self.n += 1
-            time.sleep(SAMPLE_S)
+            time.sleep(self._sample_s)
 
     def stop(self) -> None:
         self._ended.set()
@@ -95,9 +97,14 @@ def can_confine() -> str | None:
 
 
 def run_child(
-    spec: dict[str, Any], limit: int | None, *, name: str = "flashllm-stress", timeout: float = 600
-) -> Seen:
-    """Run `child` with `spec`, under `limit` bytes unless None, to its end."""
+    spec: dict[str, Any], limit: int | None, *, name: str = "flashllm-stress",
+    timeout: float = 600, module: str = "flashllm.stress.child", sample_s: float = SAMPLE_S,
+    told: Callable[[dict[str, Any]], None] = lambda line: None,
+) -> Seen:  # fmt: skip
+    """Run `module` with `spec`, under `limit` bytes unless None, to its end.
+
+    Its resident memory is sampled every `sample_s`; `told` hears each line of JSON as it comes.
+    """
     started = time.monotonic()
     with ExitStack() as stack:
         group = None
@@ -106,7 +113,7 @@ def run_child(
                 group = stack.enter_context(MemoryGroup(limit, name=name))
             except UnsupportedError:
                 spec = {**spec, "limit_data": True}
-        command = [sys.executable, "-m", "flashllm.stress.child", json.dumps(spec)]
+        command = [sys.executable, "-m", module, json.dumps(spec)]
         popen = group.popen if group is not None else subprocess.Popen
         child = popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         killer = threading.Timer(timeout, child.kill)
@@ -114,13 +121,14 @@ def run_child(
         errors: list[str] = []
         reader = threading.Thread(target=lambda: errors.append(child.stderr.read()))
         reader.start()
-        sampler = Sampler(child.pid)
+        sampler = Sampler(child.pid, sample_s)
         sampler.start()
         lines, before, lowered_s = [], (0, 0, 0), None
         try:
             for text in child.stdout:
                 line = json.loads(text)
                 lines.append(line)
+                told(line)
                 if line.get("event") == "planned":
                     sampler.restart()
                 elif line.get("event") == "resized":

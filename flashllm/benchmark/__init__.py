@@ -1,0 +1,1 @@
+"""Speed under a RAM cap, each rung of a ladder of caps in a process of its own."""
