@@ -1,9 +1,11 @@
-"""A llama checkpoint of any size with random bf16 weights, written piece by piece.
+"""A checkpoint of any family and size with random bf16 weights, written piece by piece.
 
-    python bench/random_checkpoint.py OUT_DIR --hidden 2048 --intermediate 8192 --layers 32
+    python bench/random_checkpoint.py OUT_DIR --family opt --hidden 2048 --layers 22
 
-For measuring conversion under a memory cap; the weights are drawn from a small table, so that
-writing is not slower than the disk.
+For measuring conversion and the cap at full size; weights are drawn from a small table, so that
+writing is not slower than the disk.  A ReLU model's deciding biases lie `--threshold` below zero in
+units of its pre-activations' deviation, where the family has such biases: 1 leaves about one neuron
+in six active, as trained models do; without them half of all are.
 """
 
 from __future__ import annotations
@@ -11,67 +13,105 @@ from __future__ import annotations
 import argparse
 import json
 import struct
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-VOCAB, HEAD_DIM, KV_SHARE = 32000, 64, 4
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from flashllm.models.base import ModelConfig, TensorRole  # noqa: E402
+from flashllm.models.configs import config_from_hf  # noqa: E402
+
+VOCAB, HEAD_DIM, KV_SHARE, DEVIATION = 32000, 64, 4, 0.02
 
 
-def tensors(args: argparse.Namespace) -> dict[str, tuple[int, ...]]:
-    h, n = args.hidden, args.intermediate
-    kv = h // KV_SHARE
-    shapes = {"model.embed_tokens.weight": (VOCAB, h), "model.norm.weight": (h,)}
-    for i in range(args.layers):
-        prefix = f"model.layers.{i}."
-        shapes |= {
-            prefix + "input_layernorm.weight": (h,),
-            prefix + "post_attention_layernorm.weight": (h,),
-            prefix + "self_attn.q_proj.weight": (h, h),
-            prefix + "self_attn.k_proj.weight": (kv, h),
-            prefix + "self_attn.v_proj.weight": (kv, h),
-            prefix + "self_attn.o_proj.weight": (h, h),
-            prefix + "mlp.gate_proj.weight": (n, h),
-            prefix + "mlp.up_proj.weight": (n, h),
-            prefix + "mlp.down_proj.weight": (h, n),
-        }
-    return shapes
+def common(args: argparse.Namespace) -> dict[str, Any]:
+    heads = args.hidden // HEAD_DIM
+    return {
+        "hidden_size": args.hidden, "intermediate_size": args.intermediate,
+        "num_hidden_layers": args.layers, "num_attention_heads": heads,
+        "num_key_value_heads": max(1, heads // KV_SHARE), "vocab_size": VOCAB, "eos_token_id": 2,
+        "hidden_act": args.activation, "tie_word_embeddings": False, "rms_norm_eps": 1e-5,
+        "max_position_embeddings": 2048, "torch_dtype": "bfloat16",
+    }  # fmt: skip
+
+
+# What a config of each family says beyond `common`, in the checkpoints' own keys.
+FAMILIES = {
+    "llama": lambda args: {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "opt": lambda args: {
+        "model_type": "opt", "ffn_dim": args.intermediate, "activation_function": args.activation,
+    },
+    "gpt_neox": lambda args: {"model_type": "gpt_neox"},
+    "falcon": lambda args: {
+        "model_type": "falcon", "new_decoder_architecture": True, "bias": True,
+        "num_kv_heads": max(1, args.hidden // HEAD_DIM // KV_SHARE), "activation": args.activation,
+        "ffn_hidden_size": args.intermediate,
+    },
+    "gemma2": lambda args: {
+        "model_type": "gemma2", "head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM,
+        "hidden_activation": args.activation, "sliding_window": 512,
+    },
+    "olmoe": lambda args: {
+        "model_type": "olmoe", "num_experts": args.experts, "num_experts_per_tok": args.chosen,
+    },
+}  # fmt: skip
+
+
+def tensors(config: ModelConfig, threshold: float) -> Iterator[tuple[TensorRole, float, float]]:
+    """(tensor, centre, deviation) of every tensor, under the first of its names."""
+    stored_less_one = config.family in ("gemma", "nemotron")
+    roles = config.roles()
+    for plane in roles.planes:
+        for _, tensor in plane.tensors:
+            yield tensor, 0.0, DEVIATION
+    for vector in roles.vectors:
+        centre = 1.0 if vector.name.endswith("norm.weight") and not stored_less_one else 0.0
+        if vector.name.endswith("deciding.bias"):
+            centre = -threshold * DEVIATION * config.hidden_size**0.5
+        for part in vector.parts:
+            yield part, centre, 0.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("out", type=Path)
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--hidden", type=int, default=2048)
-    parser.add_argument("--intermediate", type=int, default=8192)
+    parser.add_argument("--intermediate", type=int, default=8192, help="of each expert, if any")
     parser.add_argument("--layers", type=int, default=32)
     parser.add_argument("--activation", default="relu")
+    parser.add_argument("--experts", type=int, default=64)
+    parser.add_argument("--chosen", type=int, default=8)
+    parser.add_argument("--threshold", type=float, default=1.0)
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
-    config = {
-        "model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": args.hidden,
-        "intermediate_size": args.intermediate, "num_hidden_layers": args.layers,
-        "num_attention_heads": args.hidden // HEAD_DIM,
-        "num_key_value_heads": args.hidden // HEAD_DIM // KV_SHARE, "vocab_size": VOCAB,
-        "hidden_act": args.activation, "tie_word_embeddings": True, "rms_norm_eps": 1e-5,
-        "max_position_embeddings": 2048, "torch_dtype": "bfloat16",
-    }  # fmt: skip
-    (args.out / "config.json").write_text(json.dumps(config))
-    shapes = tensors(args)
+    raw = common(args) | FAMILIES[args.family](args)
+    (args.out / "config.json").write_text(json.dumps(raw))
+    listed = list(tensors(config_from_hf(raw), args.threshold))
     header, offset = {}, 0
-    for name, shape in shapes.items():
-        n_bytes = 2 * int(np.prod(shape))
-        header[name] = {
-            "dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + n_bytes],
+    for tensor, *_ in listed:
+        n_bytes = 2 * int(np.prod(tensor.shape))
+        header[tensor.names[0]] = {
+            "dtype": "BF16", "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + n_bytes],
         }  # fmt: skip
         offset += n_bytes
     text = json.dumps(header).encode()
     rng = np.random.default_rng(0)
-    values = rng.standard_normal(2**22, dtype=np.float32) * np.float32(0.02)
-    table = (values.view(np.uint32) >> 16).astype(np.uint16)  # bf16 by cutting: good enough here
+    normal = rng.standard_normal(2**22, dtype=np.float32)
+    tables = {}
     with open(args.out / "model.safetensors", "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for shape in shapes.values():
-            left = int(np.prod(shape))
+        for tensor, centre, deviation in listed:
+            if (centre, deviation) not in tables:
+                values = centre + normal * np.float32(deviation)
+                # bf16 by cutting: good enough here
+                tables[centre, deviation] = (values.view(np.uint32) >> 16).astype(np.uint16)
+            table = tables[centre, deviation]
+            left = int(np.prod(tensor.shape))
             while left:
                 start = int(rng.integers(0, table.size // 2))
                 part = table[start : start + min(left, table.size // 2)]

@@ -312,7 +312,7 @@ def make_plan(
 
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
-                  rank_of(name, container, acquired))
+                  rank_of(name, container, acquired), config.share_read(name))
         for name, plane in container.planes.items()
     ]  # fmt: skip
     most = min(config.n_context, 4096) if model_class.bounded_context else config.n_context
@@ -406,7 +406,7 @@ class Estimate:
             "ram_budget": self.plan.ledger.budget_bytes,
             "floor_bytes": self.floor_bytes,
             "n_context": self.plan.n_context,
-            "streamed_bytes_per_token": self.plan.streamed_bytes,
+            "streamed_bytes_per_token": self.plan.bytes_per_token,
             "device": self.device,
             "read_tokens_per_s": self.read_tokens_per_s,
         }
@@ -416,7 +416,8 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
     """Plan `path` without loading it.
 
     `read_tokens_per_s` is what the device allows when everything that is not kept is read for
-    every token (a dense model; a sparse one reads less); None when nothing has to be read.
+    every token, of experts as many as the router chooses (a sparse FFN reads less, and so do
+    experts chosen again while they are cached); None when nothing has to be read.
     """
     wishes = Wishes.of(**given)
     with ExitStack() as stack:
@@ -433,7 +434,7 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
         plan = make_plan(*arguments, budget, process_bytes=process, predicted=predicted)
     choice = choose_backend(path, wishes.storage)
     speed = choice.curve.sequential_bytes_per_s
-    streamed = plan.streamed_bytes
+    streamed = plan.bytes_per_token
     return Estimate(
         plan=plan,
         floor_bytes=floor,

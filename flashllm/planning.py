@@ -44,12 +44,16 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class PlaneNeed:
-    """One plane as the plan sees it. `rank`: its class, the least first; None is never kept."""
+    """One plane as the plan sees it. `rank`: its class, the least first; None is never kept.
+
+    `share`: how much of it one token asks for, where that is known (k of n experts).
+    """
 
     name: str
     n_frames: int
     slot_bytes: int
     rank: int | None
+    share: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,11 @@ class Plan:
     needs: tuple[PlaneNeed, ...] = ()
     stage_cost: int = 0  # of one ring stage, with its decode buffer
     keep: bool = True
+
+    @property
+    def bytes_per_token(self) -> int:
+        """What a decoded token must bring in: `streamed_bytes`, of routed planes their share."""
+        return int(sum(_absent(need, self.resident) * need.share for need in self.needs))
 
 
 def plan_budget(
@@ -198,9 +207,11 @@ def _ring_stages(spare: int, missing: int, stage_cost: int) -> int:
 
 
 def _streamed(needs: Sequence[PlaneNeed], resident: Mapping[str, int]) -> int:
-    return sum(
-        (n.n_frames - resident[n.name]) * n.slot_bytes for n in needs if n.rank is not None
-    )
+    return sum(_absent(need, resident) for need in needs)
+
+
+def _absent(need: PlaneNeed, resident: Mapping[str, int]) -> int:
+    return 0 if need.rank is None else (need.n_frames - resident[need.name]) * need.slot_bytes
 
 
 def _keep(

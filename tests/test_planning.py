@@ -81,6 +81,17 @@ def test_classes_are_served_in_order_and_evenly():
     assert more.streamed_bytes < made.streamed_bytes
 
 
+def test_a_token_brings_in_the_share_that_is_routed_to_it():
+    experts = [PlaneNeed(f"layers.{i}.experts", 900, 20480, 2, 0.25) for i in range(8)]
+    routed = plan(floor_of() + 80 * MIB, needs=NEEDS[:9] + experts)
+    every = plan(floor_of() + 80 * MIB, needs=NEEDS[:9] + NEEDS[17:])
+    assert routed.resident == {n.name.replace("ffn", "experts"): every.resident[n.name]
+                               for n in every.needs}  # fmt: skip
+    absent = sum((n.n_frames - routed.resident[n.name]) * n.slot_bytes for n in experts)
+    assert absent and routed.streamed_bytes == every.streamed_bytes == every.bytes_per_token
+    assert routed.bytes_per_token == every.bytes_per_token - absent * 3 // 4
+
+
 def test_nothing_is_kept_in_naive_mode():
     made = plan(2000 * MIB, keep=False)
     assert not any(made.resident.values()) and made.ring_stages >= MIN_RING_STAGES

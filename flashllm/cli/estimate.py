@@ -23,7 +23,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     print(estimate.plan.ledger.render())
     print(f"floor                    {format_size(estimate.floor_bytes)}")
-    print(f"streamed per token       {format_size(estimate.plan.streamed_bytes)} (at most)")
+    print(f"streamed per token       {format_size(estimate.plan.bytes_per_token)} (at most)")
     print(f"device                   {estimate.device}")
     print(f"reading alone allows     {estimate.read_tokens_per_s:.2f} tok/s"
           if estimate.read_tokens_per_s else "reading                  nothing: all of it fits")

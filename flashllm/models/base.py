@@ -195,6 +195,10 @@ class ModelConfig(ABC):
         """True where inactive neurons contribute exactly nothing and need not be read."""
         return self.activation in SPARSE_ACTIVATIONS
 
+    def share_read(self, plane: str) -> float:
+        """How much of a plane a token asks for at most, where the config says so."""
+        return 1.0
+
     @classmethod
     def from_hf(cls, raw: dict, warnings: list[str] | None = None) -> ModelConfig:
         """The config from a checkpoint's config.json.

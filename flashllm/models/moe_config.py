@@ -8,11 +8,12 @@ weights are normalised, and how q and k are normed; all of it is normalised here
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..errors import UnsupportedError
-from .base import PlaneRole, TensorRole
+from .base import PlaneRole, TensorRole, rows_of
 from .fields import MAX_LAYERS, MAX_WIDTH, Fields
 from .llama_config import LlamaConfig, stem
 
@@ -85,6 +86,9 @@ class MoEConfig(LlamaConfig):
             },
         )
 
+    def share_read(self, plane: str) -> float:
+        return self.n_chosen / self.n_experts if plane.endswith(".experts") else 1.0
+
     @property
     def qk_norm_widths(self) -> tuple[int, int]:
         if self.model_type == "olmoe":  # over all heads at once
@@ -107,12 +111,7 @@ class MoEConfig(LlamaConfig):
             added = [PlaneRole(f"{layer}.shared", "bundles", "dense", pieces)]
         experts: list[tuple[str, TensorRole]] = []
         for e in range(self.n_experts):
-            names = {
-                piece: [f"{homes[0]}.experts.{e}.{piece}_proj.weight",
-                        f"{homes[1]}.experts.{e}.{numbered}.weight"]
-                for piece, numbered in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
-            }  # fmt: skip
-            experts += _pieces(names, self.expert_size, h)
+            experts += self._expert(e, *homes)
         return [
             *(plane for plane in planes if plane.name.endswith((".qkv", ".o"))),
             PlaneRole(f"{layer}.router", "rows", "router", tuple(router)),
@@ -120,8 +119,24 @@ class MoEConfig(LlamaConfig):
             *added,
         ]
 
+    def _expert(self, e: int, home: str, older: str) -> tuple[tuple[str, TensorRole], ...]:
+        """Pieces of expert `e`: separate tensors, or parts of all experts' tensors as a library
+        keeps them in memory, gate_up [experts, 2 n, h] and down [experts, h, n]."""
+        n, h = self.expert_size, self.hidden_size
+        names = {
+            piece: [f"{home}.experts.{e}.{piece}_proj.weight",
+                    f"{older}.experts.{e}.{numbered}.weight"]
+            for piece, numbered in (("gate", "w1"), ("up", "w3"), ("down", "w2"))
+        }  # fmt: skip
+        both, down = (f"{home}.experts.gate_up_proj",), (f"{home}.experts.down_proj",)
+        n_rows = 2 * n * self.n_experts
+        names["gate"] += rows_of(both, 2 * n * e, n, n_rows)
+        names["up"] += rows_of(both, 2 * n * e + n, n, n_rows)
+        names["down"] += rows_of(down, h * e, h, h * self.n_experts)
+        return _pieces(names, n, h)
 
-def _tensor(names: list[str], *shape: int, transposed: bool = False) -> TensorRole:
+
+def _tensor(names: Iterable[str], *shape: int, transposed: bool = False) -> TensorRole:
     return TensorRole(tuple(s for name in names for s in stem(name)), shape, transposed)
 
 

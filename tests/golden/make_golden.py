@@ -272,6 +272,13 @@ VARIANTS = {
         "bfloat16",
         "older-gemma3",
     ),
+    "qwen3-moe-fused": (
+        Qwen3MoeConfig,
+        dict(EXPERTS, head_dim=10, num_experts=5, num_experts_per_tok=2, mlp_only_layers=[1],
+             intermediate_size=14),
+        "float16",
+        "fused-experts",
+    ),
 }
 
 
@@ -387,6 +394,20 @@ def to_older_gemma3(config):
     config["sliding_window_pattern"] = 2
 
 
+def with_fused_experts(tensors):
+    """All experts of a layer in two tensors, as transformers keeps them in memory."""
+    experts = {}
+    for name in [name for name in tensors if ".experts." in name]:
+        home, number, piece, _ = name.rsplit(".", 3)
+        experts.setdefault(home, {}).setdefault(int(number), {})[piece] = tensors.pop(name)
+    for home, by_number in experts.items():
+        each = [pieces for _, pieces in sorted(by_number.items())]
+        both = [torch.cat([pieces["gate_proj"], pieces["up_proj"]]) for pieces in each]
+        tensors[f"{home}.gate_up_proj"] = torch.stack(both)
+        tensors[f"{home}.down_proj"] = torch.stack([pieces["down_proj"] for pieces in each])
+    return tensors
+
+
 def write(model, dtype, folder, edit=None):
     from safetensors.torch import load_file, save_file
 
@@ -413,6 +434,8 @@ def write(model, dtype, folder, edit=None):
         # as one real checkpoint has it: the tied matrix under the head's name only
         tensors["lm_head.weight"] = tensors.pop("model.embed_tokens.weight")
         save_file(tensors, weights, metadata={"format": "pt"})
+    elif edit == "fused-experts":
+        save_file(with_fused_experts(load_file(weights)), weights)
     elif edit == "no-transformer-prefix":
         tensors = load_file(weights)
         save_file({k.removeprefix("transformer."): v for k, v in tensors.items()}, weights)
