@@ -41,6 +41,7 @@ INFLATIONS = [
     Inflation(channels=4, neurons=2, kv_groups=1),
     Inflation(channels=1, neurons=4, kv_groups=4, extra_layers=1, jitter=2.0),
     Inflation(channels=5, jitter=0.0),
+    Inflation(channels=2, neurons=6, kv_groups=2, extra_layers=1, apart=True),
 ]
 
 
@@ -58,12 +59,34 @@ def test_the_function_is_unchanged(variant, inflation):
 @pytest.mark.parametrize(
     "variant", ["llama-relu-biases", "llama-ungated-relu2", "llama-ungated-silu", "qwen2-window"]
 )
-def test_every_kind_of_ffn_can_be_inflated(variant):
+@pytest.mark.parametrize("inflation", [INFLATIONS[0], INFLATIONS[-1]], ids=str)
+def test_every_kind_of_ffn_can_be_inflated(variant, inflation):
     ids = np.load(GOLDEN / variant / "ids.npy")
     with open_checkpoint(GOLDEN / variant) as source:
         expected = logits(source, ids)
-        found = logits(InflatedCheckpoint(source, INFLATIONS[0]), ids)
+        found = logits(InflatedCheckpoint(source, inflation), ids)
     np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("variant", ["llama-relu", "llama-ungated-relu2"])
+def test_copies_fire_apart_where_wanted(variant):
+    """Copies 2j and 2j + 1 fire together, others no more often than neurons of their own do."""
+    x = np.random.default_rng(0).standard_normal((2000, 40)).astype(np.float32)
+    overlap = {}
+    for apart in (False, True):
+        inflation = Inflation(channels=2, neurons=6, kv_groups=1, apart=apart)
+        with open_checkpoint(GOLDEN / variant) as source:
+            inflated = InflatedCheckpoint(source, inflation)
+            name = "gate" if inflated.inflated_config.gated else "up"
+            rows = inflated.rows(f"model.layers.0.mlp.{name}_proj.weight", 0, 6 * 38)
+            wide = np.take(np.tile(x, 2), inflated._channels, axis=1)
+            copies = np.argsort(inflated._layers[0].neurons).reshape(6, 38)
+        fires = (wide @ rows.T > 0)[:, copies]  # input, copy, neuron
+        assert (fires[:, 0::2] == fires[:, 1::2]).mean() > 0.999
+        both = (fires[:, 0] & fires[:, 2]).sum() / (fires[:, 0] | fires[:, 2]).sum()
+        overlap[apart] = both
+        assert 0.9 < fires[:, 2:].mean() / fires[:, :2].mean() < 1.1
+    assert overlap[False] > 0.999 and overlap[True] < 0.6  # 1/2 at a correlation of 1/2
 
 
 def test_rows_do_not_depend_on_how_they_are_asked_for():
@@ -95,10 +118,12 @@ def test_converted_it_is_the_same_model(tmp_path):
 
 
 def test_copies_do_not_compress_but_plain_ones_do(tmp_path):
-    def ratio(jitter):
-        inflation = Inflation(channels=8, neurons=8, kv_groups=2, extra_layers=2, jitter=jitter)
+    def ratio(jitter, apart=False):
+        inflation = Inflation(
+            channels=8, neurons=8, kv_groups=2, extra_layers=2, jitter=jitter, apart=apart
+        )
         with open_checkpoint(GOLDEN / "llama-relu") as source:
-            path = tmp_path / f"{jitter}.flash"
+            path = tmp_path / f"{jitter}{apart}.flash"
             convert(InflatedCheckpoint(source, inflation), path, quant="int8", codec="raw")
         with open_container(path) as container:
             ratios = []
@@ -109,6 +134,7 @@ def test_copies_do_not_compress_but_plain_ones_do(tmp_path):
                     ratios.append(len(raw) / len(zlib.compress(raw, 6)))
         return np.mean(ratios)
 
+    assert ratio(0.5, apart=True) < 1.15
     assert ratio(0.5) < 1.15  # int8 in groups itself: 1.04 at most where values are Gaussian
     assert ratio(0.0) > 2
 

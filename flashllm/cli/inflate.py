@@ -17,6 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quant", default="int8",
                         choices=("keep", "f32", "f16", "bf16", "int8", "int4"))
     parser.add_argument("--codec", default="raw", choices=("auto", "raw", "zstd", "planes"))
+    parser.add_argument("--apart", action="store_true",
+                        help="copies of a neuron do not fire together (most are decoys)")
     parser.add_argument("--seed", type=int, default=0, help="of permutations and jitter")
     parser.add_argument("--overwrite", action="store_true")
 
@@ -25,7 +27,8 @@ def run(args: argparse.Namespace) -> int:
     progress = Progress()
     report = inflate(
         args.input, args.output, size_bytes=parse_size(args.size), quant=args.quant,
-        codec=args.codec, seed=args.seed, overwrite=args.overwrite, progress=progress,
+        codec=args.codec, apart=args.apart, seed=args.seed, overwrite=args.overwrite,
+        progress=progress,
     )  # fmt: skip
     progress.close()
     print(f"{args.output}: {format_size(report.output_bytes)}", file=sys.stderr)

@@ -7,6 +7,7 @@ flatters.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 from ..errors import UnsupportedError
 from ..models.llama_config import LlamaConfig
@@ -27,6 +28,7 @@ def inflate(
     codec: str = "raw",
     attention_share: float = 1 / 3,
     min_layers: int = 12,
+    apart: bool = False,
     seed: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -35,8 +37,9 @@ def inflate(
 
     The size is met within a few per cent above.  quant, codec, overwrite, progress: as convert's,
     "keep" being the source's own type.  attention_share: of a layer's weights.  min_layers: where
-    the size allows.  The same arguments give the same file.  Errors as convert's; UnsupportedError
-    for another family, UsageError for a size below the smallest inflation.
+    the size allows.  apart: copies of a neuron do not fire together (inflate.py).  The same
+    arguments give the same file.  Errors as convert's; UnsupportedError for another family,
+    UsageError for a size below the smallest inflation.
     """
     check_quant(quant)
     with open_source(input) as source:
@@ -55,7 +58,7 @@ def inflate(
             seed=seed,
         )
         return convert(
-            InflatedCheckpoint(source, inflation),
+            InflatedCheckpoint(source, replace(inflation, apart=apart)),
             output,
             quant=quant,
             codec=codec,

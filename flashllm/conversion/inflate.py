@@ -12,8 +12,12 @@ one and subtracted from the next of a pair, and the sum over copies stays.  Extr
 identities made of cancelling pairs of neurons and heads, not of zeros, which would compress too.
 Embeddings are not jittered (channels must stay equal), and neither is the last of an odd number.
 
-Copies of a neuron still fire together: clusters by co-activation and low-rank predictors look
-better here than on a real large model.  Say so beside any figure.
+Copies of a neuron still fire together: clusters by co-activation look better here than on a real
+large model.  Say so beside any figure, or inflate with `apart`: then the first two copies of a
+neuron carry it whole, and every further two are a *decoy pair*: a neuron of their own (decoys.py),
+equal rows and opposite columns, so that what they add is zero for every input.  They fire as often
+as real neurons, but two by two and not all copies at once.  Either way pre-activations have no more
+than the small model's hidden_size dimensions, which flatters low-rank predictors.
 """
 
 from __future__ import annotations
@@ -30,6 +34,7 @@ from ..errors import CheckpointError, UnsupportedError, UsageError
 from ..models.base import TensorRole
 from ..models.llama_config import LlamaConfig
 from ..quant import WEIGHT_TYPES
+from .decoys import Decoys
 from .resolve import resolve
 
 _INT8_DEVIATION = 73.9  # of a uniform int8
@@ -41,15 +46,17 @@ _NOISE_TABLE = 1_048_573  # values; prime, so that rows start at places of their
 class Inflation:
     """How often what is copied.  `jitter`: the noise's deviation as a share of the tensor's own.
 
-    `extra_layers` are identities and need even `neurons` and `kv_groups`.  `dtype` is what the
-    matrices are rounded to: with "f32" the function is kept to about 1e-6, with the others to
-    their rounding.  The same numbers give the same weights.
+    `extra_layers` are identities and need even `neurons` and `kv_groups`.  `apart`: copies of a
+    neuron do not fire together; needs even `neurons`.  `dtype` is what the matrices are rounded to:
+    with "f32" the function is kept to about 1e-6, with the others to their rounding.  The same
+    numbers give the same weights.
     """
 
     channels: int = 1
     neurons: int = 1
     kv_groups: int = 1
     extra_layers: int = 0
+    apart: bool = False
     jitter: float = 0.5
     seed: int = 0
     dtype: str = "f32"
@@ -62,6 +69,8 @@ class Inflation:
             raise UsageError(f"inflation: a number is out of range: {self}")
         if self.extra_layers and (self.neurons % 2 or self.kv_groups % 2):
             raise UsageError("inflation: extra layers need even neurons and kv_groups")
+        if self.apart and self.neurons % 2:
+            raise UsageError("inflation: copies that fire apart need even neurons")
         if self.dtype not in ("f32", "f16", "bf16"):
             raise UsageError(f"inflation: dtype must be f32, f16 or bf16, not {self.dtype!r}")
 
@@ -92,6 +101,7 @@ class InflatedCheckpoint(Checkpoint):
         if old.family != LlamaConfig.family:
             raise UnsupportedError(f"{source.path}: only llama models can be inflated")
         self._old = old
+        self._decoys = Decoys(old.intermediate_size, inflation.seed) if inflation.apart else None
         self._cache: dict[str, np.ndarray] = {}
         self._deviations: dict[str, float] = {}
         self._layers = _spread_layers(old, inflation)
@@ -167,9 +177,10 @@ class InflatedCheckpoint(Checkpoint):
         elif part == "down":
             self._columns[name] = lambda ids: self._down(source_name, ids, layer, stream)
         else:
-            n = old.intermediate_size
-            self._rows[name] = lambda ids: self._spread(
-                source_name, layer.neurons[ids] % n, ids, by.channels, stream
+            # of a plane of deciding rows, or of whole bundles: gate, or up where there is none
+            decides = part == "row" or (part == "up") != old.gated
+            self._rows[name] = lambda ids: self._neuron_rows(
+                source_name, ids, layer, stream, decides=decides
             )
 
     # ----------------------------------------------------------------------------- the makers
@@ -217,8 +228,23 @@ class InflatedCheckpoint(Checkpoint):
     def _spread(
         self, name: str, source_ids: np.ndarray, ids: np.ndarray, by: float, stream: int
     ) -> np.ndarray:
+        return self._spread_rows(name, self._source_rows(name, source_ids), ids, by, stream)
+
+    def _neuron_rows(
+        self, name: str, ids: np.ndarray, layer: _Layer, stream: int, *, decides: bool
+    ) -> np.ndarray:
+        """Rows of gate or up."""
+        copies, neurons = np.divmod(layer.neurons[ids], self._old.intermediate_size)
+        rows = self._source_rows(name, neurons)
+        if decides and self._decoys is not None:
+            rows = self._decoys.rows(self._tensor(name), neurons, copies // 2, stream)
+        return self._spread_rows(name, rows, ids, self.inflation.channels, stream)
+
+    def _spread_rows(
+        self, name: str, rows: np.ndarray, ids: np.ndarray, by: float, stream: int
+    ) -> np.ndarray:
         """Rows over the inflated channels, divided by `by`."""
-        rows = self._source_rows(name, source_ids) / np.float32(by)
+        rows = rows / np.float32(by)
         tiled = np.repeat(rows[:, None, :], self.inflation.channels, axis=1)
         self._pairs(tiled, name, ids, stream, by)
         return np.take(tiled.reshape(len(ids), -1), self._channels, axis=1)
@@ -235,19 +261,21 @@ class InflatedCheckpoint(Checkpoint):
 
     def _down(self, name: str, ids: np.ndarray, layer: _Layer, stream: int) -> np.ndarray:
         """Columns of down, [len(ids), inflated channels]."""
-        by, n = self.inflation.neurons, self._old.intermediate_size
+        n_copies, n = self.inflation.neurons, self._old.intermediate_size
+        by = 2 if self.inflation.apart else n_copies  # copies that share the neuron's weight
         copy, neuron = np.divmod(layer.neurons[ids], n)
         columns = self._tensor(name)[:, neuron].T / np.float32(by)
         columns = np.tile(columns, (1, self.inflation.channels))
+        cancels = np.full(len(ids), layer.identity) | (self.inflation.apart & (copy > 1))
         sign = np.where(copy % 2, np.float32(-1), np.float32(1))[:, None]
-        if self.inflation.jitter and by > 1:
-            pair = neuron * by + copy // 2  # both of a pair draw the same noise
+        cancels = cancels[:, None]
+        if self.inflation.jitter and n_copies > 1:
+            pair = neuron * n_copies + copy // 2  # both of a pair draw the same noise
             noise = self._noise(name, stream, pair, columns.shape[1]) / np.float32(by)
-            if by % 2:
-                noise[copy == by - 1] = 0  # the one without a partner
-            columns += noise if layer.identity else sign * noise
-        if layer.identity:
-            columns *= sign
+            if n_copies % 2:
+                noise[copy == n_copies - 1] = 0  # the one without a partner
+            columns += np.where(cancels, noise, sign * noise)
+        columns *= np.where(cancels, sign, np.float32(1))
         return np.take(columns, self._channels, axis=1)
 
     def _vector(
