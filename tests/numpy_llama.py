@@ -47,7 +47,7 @@ def logits(checkpoint, ids):
         half = config.rope.n_rotated // 2
         angle = position * config.rope.inverse_frequencies().astype(np.float64)
         a, b, rest = x[:, :half], x[:, half : 2 * half], x[:, 2 * half :]
-        cos, sin = np.cos(angle), np.sin(angle)
+        cos, sin = (f(angle) * config.rope.attention_factor for f in (np.cos, np.sin))
         return np.concatenate([a * cos - b * sin, b * cos + a * sin, rest], axis=1)
 
     x = planes["embed"]["row"][ids]
