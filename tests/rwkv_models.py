@@ -108,7 +108,7 @@ def exported(t: dict[str, np.ndarray], version: str) -> dict[str, np.ndarray]:
             if last != "x_r":
                 continue
             prefix = name[: -len("r")]
-            a, name = np.stack([t[prefix + x] for x in "rwkvag"]), prefix + "rwkvag"
+            a, name = np.concatenate([t[prefix + x] for x in "rwkvag"]), prefix + "rwkvag"
         out[name] = np.ascontiguousarray(a, "<f4")
     return out
 

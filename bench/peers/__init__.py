@@ -14,6 +14,7 @@ from .llamas import LlamaBench, LlamaCpp
 from .offloaders import Offloader
 from .ours import Ours
 from .powerinfer import PowerInfer
+from .rwkv_cpp import RWKVCpp
 
 __all__ = ["PEERS", "Job", "Peer", "add_arguments", "make", "measure", "trouble"]
 
@@ -31,6 +32,7 @@ PEERS = {
         "ik_llama.cpp", args.ik_llama_bench, args.llama_cpp_python
     ),
     "powerinfer": lambda args: PowerInfer(args.powerinfer, args.powerinfer_model),
+    "rwkv.cpp": lambda args: RWKVCpp(args.rwkv_cpp, args.rwkv_file),
     "accelerate": lambda args: Offloader("accelerate disk offload", args.torch_python),
     "airllm": lambda args: Offloader("AirLLM", args.torch_python),
 }
@@ -44,6 +46,8 @@ def add_arguments(parser: ArgumentParser) -> None:
     group.add_argument("--ik-llama-bench", help="ik_llama.cpp's llama-bench binary")
     group.add_argument("--powerinfer", help="PowerInfer's main binary")
     group.add_argument("--powerinfer-model", help="the same shape in PowerInfer's format")
+    group.add_argument("--rwkv-cpp", help="rwkv.cpp's shared library")
+    group.add_argument("--rwkv-file", help="the FP16 file that an RWKV model was converted from")
 
 
 def make(key: str, args: Namespace) -> Peer:
