@@ -2,7 +2,7 @@
 
 import json
 import sys
-from argparse import Namespace
+from argparse import ArgumentParser
 from pathlib import Path
 
 import numpy as np
@@ -176,8 +176,9 @@ def test_a_run_is_judged_by_what_happened_to_it(tmp_path, state):
 
 
 def test_peers_that_were_not_given_are_missing():
-    nothing = Namespace(llama_cpp_python=None, torch_python=None, llama_bench=None,
-                        ik_llama_bench=None, powerinfer=None, powerinfer_model=None)  # fmt: skip
+    parser = ArgumentParser()
+    peers.add_arguments(parser)
+    nothing = parser.parse_args([])
     for key in peers.PEERS:
         why = peers.make(key, nothing).available()
         assert (why is None) == (key in ("ours", "naive")), key
