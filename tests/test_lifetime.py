@@ -10,11 +10,14 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
 from flashllm import LLM
+from flashllm.conversion.enlarge import inflate
 from flashllm.errors import BusyError, FlashError
+from flashllm.units import MIB
 
 from . import tiny
 
@@ -73,6 +76,35 @@ def test_four_processes_one_file(model, expected):
     for one in children:
         out, _ = one.communicate(timeout=60)
         assert one.returncode == 0 and json.loads(out) == expected
+
+
+STANDING = """
+with LLM(MODEL, ram_budget=int(sys.argv[3]), pin=PIN, storage="direct", num_threads=2) as llm:
+    print(json.dumps(tokens(llm)), flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_four_processes_stay_within_four_budgets(tmp_path):
+    """R-70, as the kernel counts what processes share (PSS), with everything loaded."""
+    model, budget = tmp_path / "m.flash", 96 * MIB
+    inflate(tiny.GOLDEN / "llama-relu", model, size_bytes=64 * MIB)
+    command = [sys.executable, "-c", PRELUDE + STANDING, str(model), "kept", str(budget)]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
+    children = [subprocess.Popen(command, env=env, **pipes) for _ in range(4)]
+    answers = {one.stdout.readline() for one in children}
+    sizes = [pss(one.pid) for one in children]
+    for one in children:
+        one.communicate("\n", timeout=60)
+        assert one.returncode == 0
+    assert len(answers) == 1 and json.loads(answers.pop())
+    assert sum(sizes) <= 4 * budget and min(sizes) > budget // 2, sizes
+
+
+def pss(pid: int) -> int:
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
 
 
 @pytest.mark.parametrize("kind", ["kept", "streamed"])

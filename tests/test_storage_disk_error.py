@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
-import subprocess
 
 import numpy as np
 import pytest
@@ -18,44 +16,24 @@ from flashllm.errors import FlashReadError, UnsupportedError
 from flashllm.storage import STORAGES, ReadBatch, open_storage
 from flashllm.units import MIB
 
+from .loop_disk import loop_disk
+
 UNIT = 65536
 pytestmark = pytest.mark.kernel
-
-
-def call(*command):
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
 @pytest.fixture(scope="module")
 def failing(tmp_path_factory):
     """A file whose second half cannot be read any more."""
-    if os.geteuid() != 0:
-        pytest.skip("mounting needs root")
-    for tool in ("mkfs.ext4", "mount", "umount"):
-        if shutil.which(tool) is None:
-            pytest.skip(f"no {tool}")
-    folder = tmp_path_factory.mktemp("disk")
-    image, mounted = folder / "image", folder / "mounted"
-    with open(image, "wb") as file:
-        file.truncate(32 * MIB)
-    mounted.mkdir()
-    try:
-        call("mkfs.ext4", "-q", "-O", "^has_journal", str(image))
-        call("mount", "-o", "loop", str(image), str(mounted))
-    except subprocess.CalledProcessError as error:
-        pytest.skip(f"no loop device here: {error.stderr}")
-    try:
-        path = mounted / "content"
+    with loop_disk(tmp_path_factory.mktemp("disk"), journal=False) as disk:
+        path = disk.folder / "content"
         path.write_bytes(np.random.default_rng(0).bytes(20 * MIB))
         with open(path, "rb") as file:
             os.fsync(file.fileno())
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         os.sync()
-        os.truncate(image, 12 * MIB)
+        os.truncate(disk.image, 12 * MIB)
         yield path
-    finally:
-        # The file system cannot be written back whole: that is the point of it.
-        subprocess.run(["umount", "-l", str(mounted)], check=True)
 
 
 @pytest.mark.parametrize("name", STORAGES.names())
