@@ -83,6 +83,34 @@ def test_what_is_a_breach(change, said):
     assert said in breach
 
 
+def test_a_soak_leaves_everything_as_it_was(model):
+    spec = stream(model, "300MiB", work="soak", soak=0.1)
+    seen = run_child(spec, None)
+    assert seen.code == 0, seen.stderr
+    assert seen.report["rounds"] >= 20 and seen.report["changed"] == []
+
+
+def soaked(change=None, **late):
+    bins = [{"rss": 50 * MIB, "tokens": 32, "seconds": 2.0} for _ in range(20)]
+    bins[0]["rss"] = 40 * MIB  # the first twentieth is no standard
+    for number in range(15, 20):
+        bins[number] |= late
+    return {"bins": bins, "rounds": 20, "changed": change or []}
+
+
+@pytest.mark.parametrize(
+    "report, said",
+    [
+        (soaked(), []),
+        (soaked(["threads"]), ["threads changed"]),
+        (soaked(rss=55 * MIB), [f"memory grew by {5 * MIB}"]),
+        (soaked(seconds=4.0), ["slower: 16.00 tokens/s, then 8.00"]),
+    ],
+)
+def test_what_breaks_a_soak(report, said):
+    assert cases._soaked(report)[1] == said
+
+
 @pytest.mark.parametrize("breaches, code", [((), 0), (("tokens differ",), 1)])
 def test_the_exit_code_tells(model, monkeypatch, capsys, breaches, code):
     row = dataclasses.replace(GOOD, breaches=breaches)

@@ -27,8 +27,10 @@ WIDTHS = (18, 7, 5, 7, 7, 7, 7, 7, 7, 4, 5, 8, 0)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a .flash container; default: the bundled, wider")
     parser.add_argument("--quick", action="store_true", help="each thing once, about a minute")
+    parser.add_argument("--soak", type=float, metavar="SECONDS",
+                        help="instead: one engine at half of the model for so long, memory flat")
     parser.add_argument("--seconds", type=float, help="time budget; default 600, 60 with --quick")
-    parser.add_argument("--size", help="of the widened model; default 1GiB, 192MiB with --quick")
+    parser.add_argument("--size", help="of the widened model; default 1GiB, else 192MiB")
     parser.add_argument("--dir", help="where to put it; default: a temporary folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
 
@@ -46,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         if not args.json:
             print(f"{model}: {Path(model).stat().st_size / MIB:.1f} MiB; limit: {limit}; MiB below")
             print(_line(HEAD), flush=True)
-        rows = Stress(model, small=bundled_model(), scale=scale, told=told).run()
+        stress = Stress(model, small=bundled_model(), scale=scale, told=told)
+        rows = stress.run() if args.soak is None else stress.soak(args.soak)
     broken = [row for row in rows if row.breaches]
     seconds = time.monotonic() - started
     if args.json:
@@ -61,7 +64,8 @@ def _widened(args: argparse.Namespace, folder: Path) -> str:
     from ..conversion.enlarge import inflate
 
     folder.mkdir(parents=True, exist_ok=True)
-    size = parse_size(args.size or ("192MiB" if args.quick else "1GiB"))
+    small = args.quick or args.soak is not None
+    size = parse_size(args.size or ("192MiB" if small else "1GiB"))
     out = folder / f"stress-{size // MIB}MiB.flash"
     if not out.exists():
         print(f"widening the bundled model to {size // MIB} MiB …", file=sys.stderr, flush=True)

@@ -23,6 +23,7 @@ LOWERED_TO = 0.7
 STEP = MIB
 UNLIMITED = "64GiB"  # as a budget: everything is kept, nothing is enforced
 MAX_GROWTH = 4 * MIB  # of memory over many prompts
+MIN_PACE = 0.6  # of a soak's last quarter against its first: machines are shared
 MAX_CACHED = 4 * MIB  # of the model in the page cache after a cold run with `direct`
 
 
@@ -88,6 +89,20 @@ class Stress:
         self._long_context()
         self._prompts()
         self._together(floor, whole)
+        return self.rows
+
+    def soak(self, seconds: float) -> list[Row]:
+        """One engine at half of the model for `seconds`; memory and speed must stay flat."""
+        cap = max(self._bytes // 2, self._floor() + 24 * MIB)
+        make_cold(self._model)
+        spec = self._spec("soak", cap, storage="direct") | {"soak": seconds}
+        seen = run_child(spec, cap, timeout=seconds + 600)
+        breaches, row = _died(seen), self._row("soak", cap, "direct", "cold", seen)
+        if not breaches:
+            speed, told = _soaked(seen.report)
+            breaches += told
+            row = replace(row, tokens_per_s=speed, note=_growth(seen.report))
+        self._add(row, breaches, identical=not breaches)
         return self.rows
 
     # ------------------------------------------------------------------------------------- cases
@@ -232,6 +247,33 @@ def _judge(row: Row) -> list[str]:
     if row.storage == "direct" and row.failcnt and row.case != "lowered mid-run":
         found.append(f"limit hit {row.failcnt} times")
     return found
+
+
+def _soaked(report: dict[str, Any]) -> tuple[float, list[str]]:
+    """(tokens/s, breaches) of a soak.  The first twentieth is when memory finds its level."""
+    bins = [b for b in report["bins"] if b["tokens"]]
+    breaches = [f"{name} changed" for name in report["changed"]]
+    grown = _last_quarter(bins, "rss") - max(b["rss"] for b in bins[1:5])
+    if grown > MAX_GROWTH:
+        breaches.append(f"memory grew by {grown}")
+    early, late = (
+        sum(b["tokens"] for b in some) / sum(b["seconds"] for b in some)
+        for some in (bins[1:5], bins[-5:])
+    )
+    if late < MIN_PACE * early:
+        breaches.append(f"slower: {early:.2f} tokens/s, then {late:.2f}")
+    return sum(b["tokens"] for b in bins) / sum(b["seconds"] for b in bins), breaches
+
+
+def _last_quarter(bins: list[dict[str, Any]], name: str) -> int:
+    return max(b[name] for b in bins[-5:])
+
+
+def _growth(report: dict[str, Any]) -> str:
+    bins = [b for b in report["bins"] if b["tokens"]]
+    early = max(b["rss"] for b in bins[1:5])
+    return (f"{report['rounds']} rounds, RSS {early / MIB:.1f} MiB, "
+            f"then {_last_quarter(bins, 'rss') / MIB:.1f}")  # fmt: skip
 
 
 def _died(seen: Seen) -> list[str]:

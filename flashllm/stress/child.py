@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
+import threading
 import time
 from typing import Any
 
@@ -124,7 +126,46 @@ def _prompts(llm: LLM, spec: dict) -> dict:
             "tokens_per_s": n_tokens / (time.monotonic() - started)}  # fmt: skip
 
 
-WORKS = {"stream": _stream, "long context": _long_context, "prompts": _prompts}
+N_BINS = 20  # of a soak's time, over which memory and speed are told
+
+
+def _soak(llm: LLM, spec: dict) -> dict:
+    """The same requests for `soak` seconds, left in every way there is, and the budget lowered and
+    raised in between.  Tokens, descriptors and threads are those of the first round; memory and
+    speed are told for every twentieth of the time."""
+    budget, first, n_rounds = llm.ram_budget, None, 0
+    bins = [{"rss": 0, "tokens": 0, "seconds": 0.0} for _ in range(N_BINS)]
+    changed = set()
+    started = time.monotonic()
+    while (elapsed := time.monotonic() - started) < spec["soak"] or n_rounds < N_BINS:
+        digest, here = hashlib.sha256(), bins[min(N_BINS - 1, int(N_BINS * elapsed / spec["soak"]))]
+        begun = time.monotonic()
+        for number in range(4):
+            result = llm.generate(short_prompt(llm, number), max_tokens=LEAST_TOKENS, **SAMPLING)
+            digest.update(np.array(result.tokens, np.int32).tobytes())
+            here["tokens"] += len(result.tokens)
+        here["seconds"] += time.monotonic() - begun
+        state = llm.save_state()
+        stream = llm.stream(short_prompt(llm), state=state, max_tokens=LEAST_TOKENS, **SAMPLING)
+        next(stream)
+        stream.close()
+        try:
+            llm.generate([3] * (llm.n_context + 1), max_tokens=1)
+        except ContextLengthError:
+            digest.update(b"refused")
+        _lower(llm, 1)
+        llm.resize(budget)
+        # The first round loads what is loaded late: it is no standard for memory or threads.
+        facts = {"tokens": digest.hexdigest(), "descriptors": len(os.listdir("/proc/self/fd")),
+                 "threads": threading.active_count()}  # fmt: skip
+        first = first if n_rounds > 1 else facts
+        changed |= {name for name, value in facts.items() if value != first[name]}
+        here["rss"] = max(here["rss"], process_memory().rss)
+        n_rounds += 1
+    return {"bins": bins, "rounds": n_rounds, "changed": sorted(changed)}
+
+
+WORKS = {"stream": _stream, "long context": _long_context, "prompts": _prompts, "soak": _soak}
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))
