@@ -14,7 +14,7 @@ import argparse
 import json
 import struct
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -90,34 +90,62 @@ def main() -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     raw = common(args) | FAMILIES[args.family](args)
     (args.out / "config.json").write_text(json.dumps(raw))
-    listed = list(tensors(config_from_hf(raw), args.threshold))
+    config = config_from_hf(raw)
+    listed = {t.names[0]: (t.shape, *law) for t, *law in tensors(config, args.threshold)}
+    rng = np.random.default_rng(0)
+    table = Table(rng)
+
+    def values(name: str) -> Iterator[np.ndarray]:
+        shape, centre, deviation = listed[name]
+        return table.parts(int(np.prod(shape)), centre, deviation)
+
+    shapes = {name: shape for name, (shape, *_) in listed.items()}
+    write(args.out / "model.safetensors", shapes, values)
+
+
+class Table:
+    """Normal deviates that all weights are cut from, at random places: writing is then not slower
+    than the disk."""
+
+    def __init__(self, rng: np.random.Generator, size: int = 2**22):
+        self._rng, self._normal = rng, rng.standard_normal(size, dtype=np.float32)
+        self._scaled: dict[tuple[float, float], np.ndarray] = {}
+
+    def parts(self, n_values: int, centre: float, deviation: float) -> Iterator[np.ndarray]:
+        """bf16 bits of `n_values` values, piece by piece."""
+        if (centre, deviation) not in self._scaled:
+            self._scaled[centre, deviation] = bf16(centre + self._normal * np.float32(deviation))
+        table = self._scaled[centre, deviation]
+        while n_values:
+            start = int(self._rng.integers(0, table.size // 2))
+            part = table[start : start + min(n_values, table.size // 2)]
+            yield part
+            n_values -= part.size
+
+
+def bf16(values: np.ndarray) -> np.ndarray:
+    """Bits by cutting: good enough here."""
+    return (np.ascontiguousarray(values, np.float32).view(np.uint32) >> 16).astype(np.uint16)
+
+
+def write(
+    path: Path, shapes: dict[str, tuple[int, ...]], values: Callable[[str], Iterator[np.ndarray]]
+) -> None:
+    """A safetensors file of bf16 tensors; `values(name)` gives a tensor's bits piece by piece."""
     header, offset = {}, 0
-    for tensor, *_ in listed:
-        n_bytes = 2 * int(np.prod(tensor.shape))
-        header[tensor.names[0]] = {
-            "dtype": "BF16", "shape": list(tensor.shape),
-            "data_offsets": [offset, offset + n_bytes],
+    for name, shape in shapes.items():
+        n_bytes = 2 * int(np.prod(shape))
+        header[name] = {
+            "dtype": "BF16", "shape": list(shape), "data_offsets": [offset, offset + n_bytes],
         }  # fmt: skip
         offset += n_bytes
     text = json.dumps(header).encode()
-    rng = np.random.default_rng(0)
-    normal = rng.standard_normal(2**22, dtype=np.float32)
-    tables = {}
-    with open(args.out / "model.safetensors", "wb") as file:
+    with open(path, "wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for tensor, centre, deviation in listed:
-            if (centre, deviation) not in tables:
-                values = centre + normal * np.float32(deviation)
-                # bf16 by cutting: good enough here
-                tables[centre, deviation] = (values.view(np.uint32) >> 16).astype(np.uint16)
-            table = tables[centre, deviation]
-            left = int(np.prod(tensor.shape))
-            while left:
-                start = int(rng.integers(0, table.size // 2))
-                part = table[start : start + min(left, table.size // 2)]
+        for name in shapes:
+            for part in values(name):
                 file.write(part.tobytes())
-                left -= part.size
-    print(f"{args.out}: {offset / 2**30:.2f} GiB of weights")
+    print(f"{path}: {offset / 2**30:.2f} GiB of weights")
 
 
 if __name__ == "__main__":
