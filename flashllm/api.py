@@ -206,6 +206,11 @@ class LLM:
     def ram_budget(self) -> int:
         return self.plan.ledger.budget_bytes
 
+    @property
+    def totals(self) -> Totals:
+        """Sums over the steps of the request in flight, or the last one."""
+        return self._request_now.totals if self._request_now is not None else Totals()
+
     def live(self) -> dict[str, Any]:
         """The `flash` figures of the request in flight (or the last one), plus `rss` now and what
         the governor did, where there is one."""

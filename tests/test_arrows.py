@@ -43,7 +43,9 @@ ARROWS = {
     "governor": {"probe"},
     "bundled": set(),
     "stress": {"api", "probe", "storage"},
-    # of engine only the shape of a result
+    # of predictors only the manifest of a fit, of benchmark only its files
+    "plotting": {"benchmark", "predictors", "probe", "simulate", "tracing"},
+    # of engine only the shape of a result, and sums
     "benchmark": {"api", "engine", "probe", "stress"},
 }
 EVERYTHING = {"api", "assembly", "calibration", "cli", "evaluation", "__main__"}

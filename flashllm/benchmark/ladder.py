@@ -11,11 +11,14 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ..probe.curve import DeviceCurve, best_curve
+from ..probe.device import probe_device
 from ..stress.confine import Seen, cached_bytes, can_confine, make_cold, run_child
 from ..units import MIB, parse_size
 
 TIMEOUT_S = 24 * 3600
 SAMPLE_S = 0.05  # a look at /proc every millisecond, as `stress` takes, would be measured too
+PROBE_S = 1.0
 COLD_BYTES = MIB  # what may be left in the page cache and still be called cold
 
 
@@ -87,9 +90,33 @@ def climb(
     if why_not is not None:
         told(f"no memory cgroup here ({why_not}): each process limits its own private memory")
     rows: list[Row] = []
+    curves: dict[str, list[DeviceCurve]] = {}
     for cap, n_bytes in rungs:
         rows += _rung(model, cap, n_bytes, tests, repetitions, engine, told)
-    return _same_tokens(rows)
+        storage = rows[-1].facts.get("storage")
+        if storage is not None:
+            found = curves.setdefault(storage, [])
+            found.append(probe_device(model, storage, seconds=PROBE_S, seed=len(found)))
+    best = {storage: best_curve(found) for storage, found in curves.items()}
+    return _same_tokens([_over_floor(row, best.get(row.facts.get("storage"))) for row in rows])
+
+
+def _over_floor(row: Row, curve: DeviceCurve | None) -> Row:
+    """The row with its flash floor by `curve`, the best of all probes of this ladder.
+
+    The one that the engine opened with lasts a third of a second, and a disk that was slow just
+    then would flatter every ratio.
+    """
+    if curve is None or row.failed or not row.reads_per_token:
+        return row
+    flash = 1e3 * curve.seconds(row.reads_per_token, row.bytes_per_token / row.reads_per_token)
+    floors = row.floor_ms | {"flash": flash}
+    largest = max(row.floor_ms.values(), default=0.0)
+    ratio = row.time_over_floor
+    if ratio is not None and max(floors.values()):
+        ratio *= largest / max(floors.values())
+    facts = row.facts | {"device_bytes_per_s": curve.sequential_bytes_per_s, "curve": curve.name}
+    return replace(row, floor_ms=floors, time_over_floor=ratio, facts=facts)
 
 
 def _rung(model, cap, n_bytes, tests, repetitions, engine, told) -> list[Row]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
+from contextlib import ExitStack
 
-from ..api import LLM
+from ..api import LLM, Delta
 from ..errors import UsageError
 from .footer import approximation
 from .options import add_engine_flags, engine_arguments, token_ids
@@ -28,6 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stop", action="append", default=[], help="may be given more than once")
     parser.add_argument("--ignore-eos", action="store_true")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
+    parser.add_argument("--trace", metavar="FILE", help="a JSON line per token, for `plot`")
     parser.add_argument("--verbose", "-v", action="store_true", help="effective settings and times")
     add_engine_flags(parser)
 
@@ -42,27 +45,41 @@ def run(args: argparse.Namespace) -> int:
     with LLM(
         args.model, progress=progress, on_plan=_print_plan, **engine_arguments(args)
     ) as llm:
-        prompt = _prompt(args)
+        prompt, result = _prompt(args), None
+        with ExitStack() as stack:
+            heard = _journal(args.trace, llm, stack)
+            for delta in llm.stream(prompt, **sampling):
+                progress.close()
+                heard(delta)
+                if not args.json:
+                    _show(delta, llm)
+                result = delta.result
         if args.json:
-            result = llm.generate(prompt, **sampling)
-            progress.close()
             json.dump(result.to_dict(), sys.stdout, ensure_ascii=False)
             print()
             return 0
-        result = None
-        for delta in llm.stream(prompt, **sampling):
-            progress.close()
-            if llm.tokenizer is None:
-                print(*delta.tokens, end=" " if delta.tokens else "", flush=True)
-            else:
-                print(delta, end="", flush=True)
-            result = delta.result
         print()
         print(_summary(result), file=sys.stderr)
         if args.verbose:
             print(json.dumps({"params": result.params, "timings": result.timings,
                               "flash": result.flash}, indent=2), file=sys.stderr)
     return 0
+
+
+def _journal(path: str | None, llm: LLM, stack: ExitStack) -> Callable[[Delta], None]:
+    """Who hears of each delta: nobody, or the journal at `path`, closed with the stack."""
+    if path is None:
+        return lambda delta: None
+    from ..benchmark.journal import Journal
+
+    return Journal(stack.enter_context(open(path, "w", encoding="utf-8")), llm).heard
+
+
+def _show(delta: Delta, llm: LLM) -> None:
+    if llm.tokenizer is None:
+        print(*delta.tokens, end=" " if delta.tokens else "", flush=True)
+    else:
+        print(delta, end="", flush=True)
 
 
 def _prompt(args: argparse.Namespace) -> str | list[int]:

@@ -27,6 +27,7 @@ VERBS = {
     "simulate": ("simulate", "replay a trace through caches and devices, without weights"),
     "bench": ("bench", "llama-bench's table, under a ladder of RAM caps"),
     "stress": ("stress", "does the RAM cap hold on this machine? runs it under limits"),
+    "plot": ("plot", "a picture, or CSV, of a trace, a run, a benchmark or a fit"),
     "relayout": ("relayout", "lay a container's neurons out by what fires together"),
     "doctor": ("doctor", "what this machine is and where each setting came from"),
     "demo": ("demo", "run the bundled model, widened, at half of its size"),

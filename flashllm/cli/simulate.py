@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     curves = [_curve(name) for name in (CURVES if args.curve == "all" else args.curve.split(","))]
     options = {
         "policies": POLICIES.names() if args.policy == "all" else args.policy.split(","),
-        "caches": [_share(word) for word in args.cache.split(",")],
+        "caches": [share(word) for word in args.cache.split(",")],
         "curves": curves,
         "bundle_bytes": None if args.bundle_bytes is None else parse_size(args.bundle_bytes),
     }
@@ -82,7 +82,7 @@ def _number(word: str, flag: str) -> int:
         raise UsageError(f"{flag} takes numbers, not {word!r}") from None
 
 
-def _share(word: str) -> float:
+def share(word: str) -> float:
     try:
         return float(word.strip().removesuffix("%")) / 100
     except ValueError:

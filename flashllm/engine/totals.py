@@ -53,8 +53,8 @@ class Share:
     def counters(self) -> dict[str, int]:
         return {} if self.stats is None else self.stats.as_dict()
 
-    def per_step_ms(self) -> dict[str, float]:
-        """Where the mean step went; disjoint, so that the values sum to its duration.
+    def parts_ns(self) -> dict[str, int]:
+        """Where the steps' time went; disjoint, so that the values sum to `wall_ns`.
 
         wait, decode: the caller stood still for reads, and for coded bytes that had been read;
         attention, predict, ffn, head: inside native operators; python: the rest, NumPy included.
@@ -63,13 +63,13 @@ class Share:
             return {}
         counters = self.counters()
         decode = counters.get("decode_wait_ns", 0)
-        parts = {
-            "wait": counters.get("wait_ns", 0) - decode,
-            "decode": decode,
-            **self.kernel_ns,
-        }
-        parts["python"] = self.wall_ns - sum(parts.values())
-        return {name: ns / self.steps / 1e6 for name, ns in parts.items()}
+        wait = counters.get("wait_ns", 0) - decode
+        parts = {"wait": wait, "decode": decode, **self.kernel_ns}
+        return {**parts, "python": self.wall_ns - sum(parts.values())}
+
+    def per_step_ms(self) -> dict[str, float]:
+        """The same for the mean step."""
+        return {name: ns / self.steps / 1e6 for name, ns in self.parts_ns().items()}
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -116,6 +117,16 @@ class DeviceCurve:
             raise FlashReadError(error.errno, error.strerror, path, 0, "device curve") from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise FormatError(path, "device curve", "name and points", error) from error
+
+
+def best_curve(curves: Sequence[DeviceCurve]) -> DeviceCurve:
+    """Of several probes of one device the least cost of each point: what it can do."""
+    found: dict[tuple[int, int], Point] = {}
+    for point in (point for curve in curves for point in curve.points):
+        key = (point.depth, point.size_bytes)
+        found[key] = min(found.get(key, point), point, key=lambda p: p.seconds_per_read)
+    name = f"{curves[0].name}, best of {len(curves)}"
+    return DeviceCurve(name, tuple(found[key] for key in sorted(found)))
 
 
 def _from_rates(name: str, rates: dict[int, dict[int, float]]) -> DeviceCurve:
