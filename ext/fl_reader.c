@@ -87,12 +87,16 @@ static int verify(const fl_ticket *t, const extent *e, fl_failure *failure)
     return FL_READ_OK;
 }
 
-static void drop_behind(fl_ticket *t, int64_t index)
+static void drop_behind(fl_ticket *t, int64_t index, int all)
 {
     const extent *e = &t->extents[index];
     const int64_t page = t->reader->source.os_page;
     int64_t stop = e->offset + e->length;
 
+    if (fl_source_in_blocks(&t->reader->source, e->length)) {
+        fl_source_used(&t->reader->source, e->offset, e->length, all);
+        return;
+    }
     /* In a mapping the next extent's first page may be advised already: leave it a shared page.
      * A buffered read fetches its own first page in the same request, so there nothing is lost. */
     if (t->reader->source.mode == FL_MMAP && index + 1 < t->n && t->extents[index + 1].offset / page == stop / page)
@@ -109,9 +113,9 @@ static int read_extent(fl_ticket *t, int64_t index, fl_failure *failure)
     /* Twice when the bytes are wrong: a bad transfer is worth one more, bad flash is not. */
     for (int round = 0; round < 2; round++) {
         kind = fl_source_read(s, e->offset, e->length, t->iov + e->iov, (int)e->n_iov, failure);
-        drop_behind(t, index);
         if (kind == FL_READ_OK)
             kind = verify(t, e, failure);
+        drop_behind(t, index, kind != FL_READ_OK);
         if (kind != FL_FAIL_CHECK)
             break;
         if (round == 0)
@@ -145,6 +149,8 @@ static void advise_ahead(fl_ticket *t, int64_t first, int64_t n)
 
     for (int64_t i = first; i < first + n; i++) {
         const extent *e = &t->extents[i];
+        if (fl_source_in_blocks(s, e->length))
+            continue;
         if (e->offset != stop) {
             fl_source_ahead(s, start, stop - start);
             start = e->offset;

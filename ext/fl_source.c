@@ -22,6 +22,8 @@
 #endif
 
 enum { SOFT_TRIES = 64, BOUNCE_BYTES = 1 << 20 };
+/* Extents from this size on go through blocks: smaller ones would waste most of a block. */
+enum { IN_BLOCKS_FROM = 512 << 10 };
 
 static uint64_t now_ns(void)
 {
@@ -57,6 +59,7 @@ int fl_source_open(fl_source *s, int fd, int mode, int64_t size, int64_t alignme
             return EMFILE;
         }
         s->map = map;
+        s->blocks = fl_blocks_open(fd, size);
     }
     /* Read-ahead off: a buffered read then asks for exactly its own pages, in large requests. */
     if (mode != FL_DIRECT)
@@ -67,6 +70,8 @@ int fl_source_open(fl_source *s, int fd, int mode, int64_t size, int64_t alignme
 
 void fl_source_close(fl_source *s)
 {
+    fl_blocks_close(s->blocks);
+    s->blocks = NULL;
     if (s->map) {
         fl_guard_forget(s->map_slot);
         munmap(s->map, (size_t)s->size);
@@ -137,11 +142,17 @@ static int read_map(fl_source *s, int64_t offset, int64_t length, const struct i
     const uint64_t start = now_ns();
     const uint8_t *from = s->map + offset;
     const void *fault = NULL;
+    int64_t fault_at = -1;
     struct stat now;
 
-    for (int i = 0; i < n_iov && !fault; i++) {
-        fault = fl_guard_copy(iov[i].iov_base, from, iov[i].iov_len);
-        from += iov[i].iov_len;
+    if (fl_source_in_blocks(s, length)) {
+        fault_at = fl_blocks_copy(s->blocks, offset, iov, n_iov);
+    } else {
+        for (int i = 0; i < n_iov && !fault; i++) {
+            fault = fl_guard_copy(iov[i].iov_base, from, iov[i].iov_len);
+            from += iov[i].iov_len;
+        }
+        fault_at = fault ? (const uint8_t *)fault - s->map : -1;
     }
     count(&s->read_ns, now_ns() - start);
     count(&s->n_reads, 1);
@@ -149,8 +160,8 @@ static int read_map(fl_source *s, int64_t offset, int64_t length, const struct i
         return fail(failure, FL_FAIL_READ, errno, offset);
     if (now.st_size < offset + length)
         return fail(failure, FL_FAIL_END, 0, now.st_size);
-    if (fault)
-        return fail(failure, FL_FAIL_READ, EIO, (const uint8_t *)fault - s->map);
+    if (fault_at >= 0)
+        return fail(failure, FL_FAIL_READ, EIO, fault_at);
     count(&s->bytes_read, (uint64_t)length);
     return FL_READ_OK;
 }
@@ -208,15 +219,30 @@ int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
         return FL_READ_OK;
     if (s->mode == FL_DIRECT)
         return copy_direct(s, offset, length, out, failure);
-    fl_source_ahead(s, offset, length < BOUNCE_BYTES ? length : BOUNCE_BYTES);
+    const int in_blocks = fl_source_in_blocks(s, length);
+    if (!in_blocks)
+        fl_source_ahead(s, offset, length);
     kind = fl_source_read(s, offset, length, &iov, 1, failure);
-    fl_source_drop(s, offset, offset + length);
+    if (in_blocks)
+        fl_source_used(s, offset, length, 1);
+    else
+        fl_source_drop(s, offset, offset + length);
     return kind;
+}
+
+int fl_source_in_blocks(const fl_source *s, int64_t length)
+{
+    return s->blocks && length >= IN_BLOCKS_FROM && fl_blocks_work(s->blocks);
+}
+
+void fl_source_used(fl_source *s, int64_t offset, int64_t length, int all)
+{
+    fl_blocks_used(s->blocks, offset, length, all);
 }
 
 void fl_source_ahead(fl_source *s, int64_t offset, int64_t length)
 {
-    if (s->mode != FL_MMAP || offset >= s->size)
+    if (s->mode != FL_MMAP || offset >= s->size || length <= 0)
         return;
     const int64_t start = offset / s->os_page * s->os_page;
     const int64_t stop = length > s->size - offset ? s->size : offset + length;

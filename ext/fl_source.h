@@ -6,6 +6,8 @@
 #ifndef FL_SOURCE_H
 #define FL_SOURCE_H
 
+#include "fl_blocks.h"
+
 #include <stdatomic.h>
 #include <stdint.h>
 #include <sys/uio.h>
@@ -31,6 +33,7 @@ typedef struct {
     int64_t os_page;
     uint8_t *map;               /* FL_MMAP: the whole file, or NULL when it is empty */
     int map_slot;
+    fl_blocks *blocks;          /* FL_MMAP: the file once more, for large extents; or NULL */
     atomic_uint_fast64_t bytes_read, n_reads, n_retries, read_ns;
 } fl_source;
 
@@ -47,9 +50,15 @@ int fl_source_read(fl_source *s, int64_t offset, int64_t length, struct iovec *i
 int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
                    fl_failure *failure);
 
+/* Whether an extent of `length` bytes goes through blocks: it needs no advice ahead. */
+int fl_source_in_blocks(const fl_source *s, int64_t length);
+
 /* The range will be read soon (FL_MMAP) / has been consumed and need not stay in the page cache. */
 void fl_source_ahead(fl_source *s, int64_t offset, int64_t length);
 void fl_source_drop(fl_source *s, int64_t start, int64_t stop);
+
+/* The same of an extent that went through blocks; `all`: nothing of it may stay. */
+void fl_source_used(fl_source *s, int64_t offset, int64_t length, int all);
 
 /* What the file system says O_DIRECT needs; 0 and 0 when it says that it has none; -1 unknown. */
 void fl_direct_alignment(int fd, int64_t *alignment, int64_t *memory_alignment);

@@ -120,14 +120,15 @@ def open_parts(
     tokenizer = load_tokenizer(container, config)
     drop_library_cache()
     predicted = predicting(path, container, config, kernels, wishes, predictors)
-    plan = make_plan(
-        container, config, model_class, kernels, wishes, budget, process_bytes=interpreter_bytes(),
-        predicted=predicted,
-    )  # fmt: skip
+    arguments = (container, config, model_class, kernels, wishes, budget)
+    known = {"process_bytes": interpreter_bytes(), "predicted": predicted}
+    plan = make_plan(*arguments, **known)
     memory = MemoryWatch()
+    choice = choose_backend(path, wishes.storage, streams=plan.streamed_bytes > 0)
+    if wishes.storage == "auto" and choice.name != "direct":
+        plan = make_plan(*arguments, backend=choice.name, **known)
     if on_plan is not None:
         on_plan(plan)
-    choice = choose_backend(path, wishes.storage, streams=plan.streamed_bytes > 0)
     storage = open_storage(choice.name, path, depth=wishes.io_depth)
     stack.callback(storage.close)
     store = WeightStore(
@@ -290,9 +291,11 @@ def make_plan(
     *,
     process_bytes: int,
     predicted: Predicting | None = None,
+    backend: str | None = None,
 ) -> Plan:
     """The byte plan of this container under `budget`; see planning.plan_budget.
 
+    `backend` reads the file: the one that was asked for, or until one is chosen `direct`.
     Predictors are always in memory.  Of what they name deciding rows are as good as bundles.
     """
     widths = model_class.scratch_widths(config)
@@ -310,6 +313,9 @@ def make_plan(
         return (Scratch.bytes_needed(widths, n) + kernels.activation_bytes(n, widest)
                 + n * embed.stride + 4 * config.hidden_size * n)  # fmt: skip
 
+    if backend is None:
+        backend = wishes.storage if wishes.storage in STORAGES else "direct"
+    passing = STORAGES[backend].cached_bytes(wishes.io_depth, STAGE_BYTES)
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
                   rank_of(name, container, acquired), config.share_read(name))
@@ -330,6 +336,7 @@ def make_plan(
                 "vectors": vector_bytes,
                 "reader threads": wishes.io_depth * THREAD_BYTES,
                 "compute threads": wishes.num_threads * THREAD_BYTES,
+                **({"page cache in passing": passing} if passing else {}),
                 **({"predictors": predicted.n_bytes} if predicted else {}),
                 **costs_of_store.fixed,
             },

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("fl_xxh64", "fl_planes", "fl_reader", "fl_source", "fl_guard")
+NAMES = ("fl_xxh64", "fl_planes", "fl_reader", "fl_blocks", "fl_source", "fl_guard")
 SOURCES = ["tests/native/fuzz_bytes.c", *(f"ext/{name}.c" for name in NAMES)]
 
 

@@ -35,7 +35,8 @@ class DirectStorage(NativeStorage):
     name = "direct"
     mode = _core.READ_DIRECT
 
-    def _cached_bytes(self, largest_extent: int) -> int:
+    @classmethod
+    def cached_bytes(cls, depth: int, largest_extent: int) -> int:
         return 0
 
     def _prepare(self, fd: int) -> tuple[int, int]:

@@ -79,11 +79,12 @@ class NativeStorage(Storage):
     """The shared body of `direct`, `pread` and `mmap`."""
 
     mode: int
+    most_threads = 256
 
     def __init__(self, path: str | os.PathLike, *, depth: int = 16):
         if not isinstance(depth, int) or not 1 <= depth <= 256:
             raise UsageError(f"depth is the number of reads in flight, 1 to 256, not {depth!r}")
-        self.depth = depth
+        self.depth = depth = min(depth, self.most_threads)
         self.path, fd, self.size = open_regular(path)
         try:
             self.alignment, self.memory_alignment = self._prepare(fd)
@@ -132,11 +133,13 @@ class NativeStorage(Storage):
         return dict(zip(names, self._reader.stats(), strict=True))
 
     def overhead_bytes(self, largest_extent: int) -> int:
-        return self.depth * THREAD_BYTES + self._cached_bytes(largest_extent)
+        return self.depth * THREAD_BYTES + self.cached_bytes(self.depth, largest_extent)
 
-    def _cached_bytes(self, largest_extent: int) -> int:
-        """Buffered: every thread's extent is in the page cache while it is being copied."""
-        return self.depth * (largest_extent + 2 * mmap.PAGESIZE)
+    @classmethod
+    def cached_bytes(cls, depth: int, largest_extent: int) -> int:
+        """The most of the page cache that reads in flight take, `depth` of them at once: buffered,
+        every thread's extent is there while it is being copied."""
+        return depth * (largest_extent + 2 * mmap.PAGESIZE)
 
     def fileno(self) -> int:
         if self._fd is None:
