@@ -2,6 +2,7 @@
  * operating system saves on a context switch (XGETBV). */
 #include <string.h>
 
+#include "fl_dispatch.h"
 #include "fl_kernels.h"
 
 #ifdef FL_HAVE_X86
@@ -9,39 +10,48 @@
 
 enum { XCR0_AVX = 0x6, XCR0_AVX512 = 0xe6 };
 
-static uint64_t enabled_state(void)
+static const char *why_not_avx2(const fl_x86 *x)
 {
-    unsigned a, b, c, d;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || !(c & bit_OSXSAVE)) return 0;
-    uint32_t low, high;
-    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
-    return (uint64_t)high << 32 | low;
-}
-
-static const char *why_not_avx2(void)
-{
-    unsigned a, b, c1, d, b7, c7;
-    if (!__get_cpuid(1, &a, &b, &c1, &d) || !__get_cpuid_count(7, 0, &a, &b7, &c7, &d))
-        return "the processor does not say what it has";
-    if (!(b7 & bit_AVX2) || !(c1 & bit_FMA) || !(c1 & bit_F16C))
+    if (!x->answers) return "the processor does not say what it has";
+    if (!(x->leaf7_ebx & bit_AVX2) || !(x->leaf1_ecx & bit_FMA) || !(x->leaf1_ecx & bit_F16C))
         return "the processor lacks AVX2, FMA or F16C";
-    if ((enabled_state() & XCR0_AVX) != XCR0_AVX)
+    if ((x->xcr0 & XCR0_AVX) != XCR0_AVX)
         return "the operating system does not save AVX registers";
     return NULL;
 }
 
-static const char *why_not_avx512(void)
+static const char *why_not_avx512(const fl_x86 *x)
 {
-    const char *why = why_not_avx2();
+    const char *why = why_not_avx2(x);
     if (why) return why;
-    unsigned a, b = 0, c = 0, d;
-    __get_cpuid_count(7, 0, &a, &b, &c, &d);
     unsigned need = bit_AVX512F | bit_AVX512BW | bit_AVX512DQ | bit_AVX512VL;
-    if ((b & need) != need || !(c & bit_AVX512VNNI))
+    if ((x->leaf7_ebx & need) != need || !(x->leaf7_ecx & bit_AVX512VNNI))
         return "the processor lacks AVX-512 F, BW, DQ, VL or VNNI";
-    if ((enabled_state() & XCR0_AVX512) != XCR0_AVX512)
+    if ((x->xcr0 & XCR0_AVX512) != XCR0_AVX512)
         return "the operating system does not save AVX-512 registers";
     return NULL;
+}
+
+const char *fl_x86_why_not(const char *name, const fl_x86 *x)
+{
+    return !strcmp(name, "avx512") ? why_not_avx512(x) : why_not_avx2(x);
+}
+
+static fl_x86 this_processor(void)
+{
+    fl_x86 x = {0};
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &x.leaf1_ecx, &d)) return x;
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return x;
+    x.answers = 1;
+    x.leaf7_ebx = b;
+    x.leaf7_ecx = c;
+    if (x.leaf1_ecx & bit_OSXSAVE) {
+        uint32_t low, high;
+        __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+        x.xcr0 = (uint64_t)high << 32 | low;
+    }
+    return x;
 }
 #endif
 
@@ -66,8 +76,9 @@ const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why)
     *why = NULL;
     if (!strcmp(name, "serial")) return &fl_serial;
 #ifdef FL_HAVE_X86
-    if (!strcmp(name, "avx2")) return (*why = why_not_avx2()) ? NULL : &fl_avx2;
-    if (!strcmp(name, "avx512")) return (*why = why_not_avx512()) ? NULL : &fl_avx512;
+    const fl_x86 x = this_processor();
+    if (!strcmp(name, "avx2")) return (*why = fl_x86_why_not(name, &x)) ? NULL : &fl_avx2;
+    if (!strcmp(name, "avx512")) return (*why = fl_x86_why_not(name, &x)) ? NULL : &fl_avx512;
 #endif
 #ifdef FL_HAVE_NEON
     if (!strcmp(name, "neon")) return (*why = why_not_neon()) ? NULL : &fl_neon;
