@@ -5,13 +5,28 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test parity lint wheel wheel-test clean
+.PHONY: demo test long soak parity lint wheel wheel-test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flashllm demo
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q $(ARGS)
+
+# What takes too long for every change: about 1 1/2 hours, most of it the soak. One after the other,
+# all of them, failing at the end if one failed.
+long: $(VENV)/.installed-test
+	status=0; \
+	$(BIN)/python -m pytest -q --long $(ARGS) || status=1; \
+	$(BIN)/flashllm stress || status=1; \
+	$(BIN)/python bench/interrupts.py || status=1; \
+	$(BIN)/flashllm stress --soak $(DURATION) || status=1; \
+	exit $$status
+
+# One engine at half of the model for DURATION seconds; memory, threads and tokens must not change.
+DURATION ?= 3600
+soak: $(VENV)/.installed
+	$(BIN)/flashllm stress --soak $(DURATION)
 
 # Needs torch and transformers, which are large: only for this target.
 parity: $(VENV)/.installed-test

@@ -94,7 +94,9 @@ class Fuse:
         self.ask(rules=[], answer=True)
 
     def close(self) -> None:
-        """Unmount and end the server; reads that it still holds back fail."""
+        """Unmount and end the server; reads that it still holds back fail.  Safe to call twice."""
+        if self._server.poll() is not None:
+            return
         libc().umount2(str(self.folder).encode(), MNT_DETACH)
         self._server.stdin.close()
         self._server.wait(30)

@@ -109,6 +109,16 @@ def test_short_answers(fuse, expected, backend):
         assert llm.generate([1, 2, 3], **ASK).tokens == expected
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_file_system_that_goes_away(fuse, tmp_path, plain, expected, backend):
+    """Unmounted, and nobody there to answer, under an open engine."""
+    with Fuse(tmp_path / "gone", plain) as going, opened(going.path, backend) as llm:
+        assert llm.generate([1, 2, 3], **ASK).tokens == expected
+        going.close()
+        with pytest.raises(FlashReadError):
+            llm.generate([1, 2, 3], **ASK)
+
+
 class Stalled(threading.Thread):
     """What the rest of the process sees while one read does not come back, then a Ctrl-C."""
 

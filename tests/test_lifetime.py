@@ -85,10 +85,10 @@ with LLM(MODEL, ram_budget=int(sys.argv[3]), pin=PIN, storage="direct", num_thre
 """
 
 
-def test_four_processes_stay_within_four_budgets(tmp_path):
+def test_four_processes_stay_within_four_budgets(tmp_path, rounds):
     """R-70, as the kernel counts what processes share (PSS), with everything loaded."""
-    model, budget = tmp_path / "m.flash", 96 * MIB
-    inflate(tiny.GOLDEN / "llama-relu", model, size_bytes=64 * MIB)
+    model, budget = tmp_path / "m.flash", rounds(80, 128) * MIB
+    inflate(tiny.GOLDEN / "llama-relu", model, size_bytes=rounds(24, 160) * MIB)
     command = [sys.executable, "-c", PRELUDE + STANDING, str(model), "kept", str(budget)]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     env = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
@@ -99,7 +99,7 @@ def test_four_processes_stay_within_four_budgets(tmp_path):
         one.communicate("\n", timeout=60)
         assert one.returncode == 0
     assert len(answers) == 1 and json.loads(answers.pop())
-    assert sum(sizes) <= 4 * budget and min(sizes) > budget // 2, sizes
+    assert sum(sizes) <= 4 * budget and min(sizes) > budget // 4, sizes
 
 
 def pss(pid: int) -> int:

@@ -72,7 +72,7 @@ def shim(tmp_path_factory):
     return str(out)
 
 
-@pytest.mark.parametrize("kind", ["ours", "large"])
+@pytest.mark.parametrize("kind", ["ours", pytest.param("large", marks=pytest.mark.long)])
 def test_the_nth_allocation_fails(shim, tmp_path, kind):
     # Without a tokenizer: the tokenizers library aborts when it is refused memory.
     model = tiny.container(tmp_path, "llama-relu", tokenizer=False)

@@ -12,6 +12,7 @@ HERE = Path(__file__).parent
 PAGES = {"PROMISES.md": HERE.parent / "docs/PROMISES.md", "MUTATIONS.md": HERE / "MUTATIONS.md"}
 LINK = re.compile(r"`(test_\w+\.py)::(test_\w+)`")
 PROMISES = [*range(1, 15), 21]
+CHECKS = [*range(1, 13), *range(20, 30), 31, *range(50, 62), 70, 71, 72, 73, 75, 76, 77, 78]
 
 
 def links(page: str) -> list[tuple[str, str]]:
@@ -43,3 +44,10 @@ def test_every_promise_has_a_test(number):
     text = PAGES["PROMISES.md"].read_text()
     part = re.search(rf"^\*\*P{number}\. .*?(?=^\*\*P|^## |\Z)", text, re.MULTILINE | re.DOTALL)
     assert part and LINK.search(part[0]), f"P{number}"
+
+
+@pytest.mark.parametrize("number", CHECKS)
+def test_every_check_has_a_row(number):
+    rows = [r for r in PAGES["PROMISES.md"].read_text().splitlines() if r.startswith("| R-")]
+    mine = [row for row in rows if f"R-{number:02}" in row.split("|")[1]]
+    assert len(mine) == 1 and LINK.search(mine[0]), f"R-{number:02}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,8 @@ class Container:
         """Close the file; doing so again is nothing."""
         fd, self._fd = self._fd, None
         if fd is not None:
-            os.close(fd)
+            with suppress(OSError):  # of a file system that is gone: nothing was written
+                os.close(fd)
 
     def fileno(self) -> int:
         if self._fd is None:
