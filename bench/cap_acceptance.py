@@ -5,6 +5,7 @@
 For each model and cap: a fresh process in a memory cgroup of exactly the budget, cold (checked
 with mincore), 64 greedy tokens against a fully resident run; then in a group 25 % larger, where the
 kernel's peak must stay under the budget; then the mmap backend at 50 %.  Exit status 1 on a breach.
+`--add` keeps the rows of other models that the card already has: big files can come one by one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,14 @@ from confined import run_confined  # noqa: E402
 from frontier import PROMPT  # noqa: E402
 
 from flashllm.units import MIB, parse_size  # noqa: E402
+
+HEAD = """Each run is a fresh process in a memory cgroup whose limit is "group MiB", the file's
+pages dropped from the page cache before (and checked), its tokens compared with a run that had
+everything in memory; the budget is the cap's share of the file.  Made by `bench/cap_acceptance.py`.
+
+| model | file MiB | cap | backend | group MiB | tokens (distinct) | tok/s | peak cgroup MiB | \
+peak RSS MiB | limit hits | kills | promises broken |
+|""" + " --- |" * 12
 
 
 def generate(model: Path, budget: int, tokens: int, *, storage: str, group_bytes: int) -> dict:
@@ -57,8 +66,12 @@ def main() -> int:
     parser.add_argument("--caps", default="50%,25%")
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--add", action="store_true")
     args = parser.parse_args()
-    rows = []
+    rows, card = [], args.out.with_suffix(".json")
+    if args.add and card.exists():
+        names = {model.name for model in args.models}
+        rows = [row for row in json.loads(card.read_text())["rows"] if row["model"] not in names]
     for model in args.models:
         size = model.stat().st_size
         whole = generate(model, 4 * size, args.tokens, storage="direct", group_bytes=8 * size)
@@ -74,25 +87,24 @@ def main() -> int:
             broken = judge(run, budget, expected, larger=group_bytes > budget)
             flash = run["result"].get("flash", {})
             rows.append({
-                "model": model.name, "cap": cap, "storage": storage, "budget_bytes": budget,
-                "group_bytes": group_bytes, "broken": broken, "charges": run["charges"],
+                "model": model.name, "file_bytes": size, "cap": cap, "storage": storage,
+                "budget_bytes": budget, "group_bytes": group_bytes, "broken": broken,
+                "charges": run["charges"],
                 "flash": flash, "n_tokens": len(run["result"].get("tokens", [])),
+                "distinct_tokens": len(set(expected)),
                 "page_cache_pages_after": run["pages_after"],
                 "tokens_per_s": run["result"].get("timings", {}).get("predicted_per_second"),
             })  # fmt: skip
             print(line(rows[-1]), flush=True)
-    args.out.with_suffix(".json").write_text(json.dumps({"command": sys.argv, "rows": rows}))
-    head = "| model | cap | backend | group MiB | tokens | peak cgroup MiB | peak RSS MiB | " \
-           "limit hits | kills | promises broken |"
-    rule = "|" + " --- |" * (head.count("|") - 1)
-    args.out.with_suffix(".md").write_text("\n".join([head, rule, *map(line, rows)]) + "\n")
+    card.write_text(json.dumps({"rows": rows}))
+    args.out.with_suffix(".md").write_text("\n".join([HEAD, *map(line, rows)]) + "\n")
     return 1 if any(row["broken"] for row in rows) else 0
 
 
 def line(row: dict) -> str:
-    return (f"| {row['model']} | {row['cap']} | {row['storage']} | "
-            f"{row['group_bytes'] / MIB:.0f} | {row['n_tokens']} | "
-            f"{row['charges']['peak_bytes'] / MIB:.0f} | "
+    return (f"| {row['model']} | {row['file_bytes'] / MIB:.0f} | {row['cap']} | {row['storage']} | "
+            f"{row['group_bytes'] / MIB:.0f} | {row['n_tokens']} ({row['distinct_tokens']}) | "
+            f"{row['tokens_per_s'] or 0:.2f} | {row['charges']['peak_bytes'] / MIB:.0f} | "
             f"{row['flash'].get('peak_rss', 0) / MIB:.0f} | {row['flash'].get('limit_hits')} | "
             f"{row['charges']['oom_kills']} | {'; '.join(row['broken']) or 'none'} |")
 

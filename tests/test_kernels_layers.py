@@ -158,7 +158,8 @@ def attend(ks, q, k, v, first, window=0, cap=0.0):
 @pytest.mark.parametrize("kv_dtype", [np.float32, np.float16])
 @pytest.mark.parametrize("window", [0, 1, 5, 33])
 @pytest.mark.parametrize(
-    "n_heads, n_kv_heads, head_dim", [(1, 1, 16), (4, 4, 64), (8, 2, 64), (6, 2, 20), (7, 1, 33)]
+    "n_heads, n_kv_heads, head_dim",
+    [(1, 1, 16), (4, 4, 64), (8, 2, 64), (6, 2, 20), (7, 1, 33), (5, 1, 576)],
 )
 def test_attention_agrees_with_reference(
     kernels, reference, n_heads, n_kv_heads, head_dim, window, kv_dtype

@@ -45,6 +45,15 @@ FALCON = {
     "eos_token_id": 2,
 }
 GEMMA = {**LLAMA, "model_type": "gemma2", "num_hidden_layers": 4, "head_dim": 16}
+DEEPSEEK = {
+    **LLAMA,
+    "model_type": "deepseek_v2",
+    "q_lora_rank": None,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
 
 
 def llama(**changes):
@@ -242,6 +251,11 @@ REFUSALS = [
     (GEMMA, {"use_bidirectional_attention": True}, "bidirectional"),
     (GEMMA, {"model_type": "gemma3_text", "attn_logit_softcapping": 9.0}, "capped scores"),
     (GEMMA, {"model_type": "gemma3"}, "gemma3"),
+    (DEEPSEEK, {"q_lora_rank": 1536}, "low-rank projection"),
+    (DEEPSEEK, {"topk_method": "group_limited_greedy"}, "by groups"),
+    (DEEPSEEK, {"norm_topk_prob": True}, "normalised weights"),
+    (DEEPSEEK, {"scoring_func": "sigmoid"}, "scoring_func"),
+    (DEEPSEEK, {"model_type": "deepseek_v3"}, "deepseek_v3"),
 ]
 
 
@@ -314,7 +328,10 @@ def test_no_config_is_a_typed_error(raw):
         config_from_hf(raw)
 
 
-@pytest.mark.parametrize("base", [LLAMA, OPT, FALCON, GEMMA], ids=lambda c: c["model_type"])
+BASES = [LLAMA, OPT, FALCON, GEMMA, DEEPSEEK]
+
+
+@pytest.mark.parametrize("base", BASES, ids=lambda base: base["model_type"])
 def test_every_field_of_a_carried_config_is_checked(base):
     config = config_from_hf(base)
     good = json.loads(json.dumps(config.to_dict()))

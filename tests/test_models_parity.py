@@ -78,7 +78,7 @@ def test_decode_continues_what_prefill_began(variant, containers):
 
 
 @pytest.mark.parametrize("quant", ["f16", "bf16", "int8", "int4"])
-@pytest.mark.parametrize("variant", ["llama-relu", "llama-mha", "opt", "mixtral"])
+@pytest.mark.parametrize("variant", ["llama-relu", "llama-mha", "opt", "mixtral", "deepseek"])
 def test_quantised_weights_stay_close_and_stream_the_same(variant, quant, containers):
     ids = np.load(GOLDEN / variant / "ids.npy").ravel()
     exact = logits_of(containers(variant), ids)

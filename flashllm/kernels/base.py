@@ -39,7 +39,7 @@ from .recurrent import RecurrentOperators
 ACTIVATIONS = {
     "silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4, "sigmoid": 5, "tanh": 6
 }  # fmt: skip
-MAX_HEAD_DIM = 512
+MAX_HEAD_DIM = 576
 MAX_PLANES = 6  # bits of a low-bit row's column
 
 # What a caller is about, so that a set can say where its time went: everything before an FFN;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..errors import FormatError, UnsupportedError
 from ..registry import Registry
 from .base import ModelConfig
+from .deepseek_config import DeepSeekConfig
 from .falcon_config import FalconConfig
 from .fields import Fields
 from .gemma_config import GemmaConfig
@@ -21,8 +22,8 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     {
         config.family: config
         for config in (
-            FalconConfig, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig, MoEConfig,
-            NemotronConfig, OPTConfig, RWKVConfig,
+            DeepSeekConfig, FalconConfig, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig,
+            MoEConfig, NemotronConfig, OPTConfig, RWKVConfig,
         )  # fmt: skip
     },
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..registry import Registry
 from .decoder import DecoderModel
+from .deepseek import DeepSeekModel
 from .gemma import GemmaModel
 from .gpt_neox import GPTNeoXModel
 from .llama import LlamaModel
@@ -15,6 +16,7 @@ from .rwkv import RWKVModel
 MODELS: Registry[type[DecoderModel]] = Registry(
     "model family",
     {
+        "deepseek": DeepSeekModel,
         "falcon": GPTNeoXModel,  # the same pass; only config and tensors differ
         "gemma": GemmaModel,
         "gpt2": OPTModel,  # likewise

@@ -44,19 +44,24 @@ class MoEModel(LlamaModel):
         if layer not in c.expert_layers:
             super().ffn(layer, x, out)
             return
-        scores = self.scratch.view("scores", n_tokens, c.n_experts + bool(c.shared_size))
+        gated = bool(c.shared_size) and c.shared_gated
+        scores = self.scratch.view("scores", n_tokens, c.n_experts + gated)
         self.clock.phase = PREDICT
         self.linear(f"layers.{layer}.router", x, scores)
-        chosen, weights = route(scores[:, : c.n_experts], c.n_chosen, normalise=c.normalise)
+        chosen, weights = self.route(scores[:, : c.n_experts])
         self.clock.phase = FFN
         out.fill(0.0)
         self._experts(layer, x, chosen, weights, out)
         if c.shared_size:
             shared = self.scratch.view("shared", n_tokens)
             self.dense_ffn(layer, x, shared, plane="shared")
-            shared *= sigmoid(scores[:, c.n_experts])[:, None]
+            if gated:
+                shared *= sigmoid(scores[:, c.n_experts])[:, None]
             out += shared
         self.clock.phase = ATTENTION
+
+    def route(self, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return route(scores, self.config.n_chosen, normalise=self.config.normalise)
 
     def _experts(self, layer, x, chosen, weights, out) -> None:
         """Adds to each row of `out` the weighted sum of its token's experts."""

@@ -20,19 +20,23 @@ from .llama_config import LlamaConfig, stem
 MAX_EXPERTS, MAX_EXPERTS_IN_ALL = 2**11, 2**16  # of a layer and of a model; published: 512, 31 k
 _DEFAULT_EXPERTS = {
     "mixtral": (8, 2), "qwen2_moe": (60, 4), "qwen3_moe": (128, 8), "olmoe": (64, 8),
+    "deepseek_v2": (64, 6),
 }  # fmt: skip
-_DEFAULT_EXPERT_SIZE = {"qwen2_moe": 1408, "qwen3_moe": 768}  # others: intermediate_size
+# others: intermediate_size
+_DEFAULT_EXPERT_SIZE = {"qwen2_moe": 1408, "qwen3_moe": 768, "deepseek_v2": 1407}
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig(LlamaConfig):
     """`intermediate_size` is that of layers without experts; `expert_layers` are those with.
 
-    `shared_size` is 0 without a shared expert.
+    `shared_size` is 0 without a shared expert; `shared_gated`: it stands under a gate of its own.
     """
 
     family: ClassVar[str] = "moe"
     model_types: ClassVar[tuple[str, ...]] = ("mixtral", "qwen2_moe", "qwen3_moe", "olmoe")
+    shared_gated: ClassVar[bool] = True
+    shared_expert: ClassVar[str] = "shared_expert"  # as the checkpoints call it
 
     n_experts: int
     n_chosen: int
@@ -64,7 +68,7 @@ class MoEConfig(LlamaConfig):
         if model_type in _DEFAULT_EXPERT_SIZE:
             default = _DEFAULT_EXPERT_SIZE[model_type]
             moe["expert_size"] = source.integer("moe_intermediate_size", 1, MAX_WIDTH, default)
-        if model_type == "qwen2_moe":
+        if model_type in ("qwen2_moe", "deepseek_v2"):
             key = "shared_expert_intermediate_size"
             moe["shared_size"] = source.integer(key, 1, MAX_WIDTH, 5632)
         return _checked(source, values | moe)
@@ -104,8 +108,9 @@ class MoEConfig(LlamaConfig):
         router = [("router", _tensor([f"{home}.gate.weight" for home in homes], self.n_experts, h))]
         added = []
         if self.shared_size:
-            shared = f"{layer}.mlp.shared_expert"
-            router.append(("shared_gate", _tensor([f"{shared}_gate.weight"], 1, h)))
+            shared = f"{layer}.mlp.{self.shared_expert}"
+            if self.shared_gated:
+                router.append(("shared_gate", _tensor([f"{shared}_gate.weight"], 1, h)))
             names = {piece: [f"{shared}.{piece}_proj.weight"] for piece in ("gate", "up", "down")}
             pieces = _pieces(names, self.shared_size, h)
             added = [PlaneRole(f"{layer}.shared", "bundles", "dense", pieces)]

@@ -129,12 +129,16 @@ def rope_from_hf(source: Fields, head_dim: int, n_context: int, *, rotated: floa
     return _checked(Fields(asdict(Rope(**rope)), source.path, source.error), head_dim)
 
 
-def _yarn(stated: Fields, factor: float) -> dict[str, Any]:
-    def scale(times: float) -> float:
-        return 0.1 * times * math.log(max(1.0, factor)) + 1
+def rope_growth(factor: float, times: float = 1.0) -> float:
+    """YaRN's recommended scale of attention for a context `factor` times as long."""
+    return 0.1 * times * math.log(max(1.0, factor)) + 1
 
+
+def _yarn(stated: Fields, factor: float) -> dict[str, Any]:
     both = [stated.number(key, 0.0, 1e3, 0.0) for key in ("mscale", "mscale_all_dim")]
-    usual = scale(both[0]) / scale(both[1]) if all(both) else scale(1.0)
+    usual = rope_growth(factor)
+    if all(both):
+        usual = rope_growth(factor, both[0]) / rope_growth(factor, both[1])
     return {
         "beta_fast": stated.number("beta_fast", 1e-6, 1e6, 32.0),
         "beta_slow": stated.number("beta_slow", 1e-6, 1e6, 1.0),

@@ -87,6 +87,27 @@ class KVCache(SequenceState):
         return {"keys": self.keys[:, :, :length], "values": self.values[:, :, :length]}
 
 
+class LatentCache(KVCache):
+    """One array serves as keys and as values, of one head that all query heads share."""
+
+    def __init__(self, *, n_layers: int, width: int, n_context: int, dtype: np.dtype):
+        self.keys = self.values = np.zeros((n_layers, 1, n_context, width), dtype=dtype)
+        self.keys.fill(0)
+        self.capacity = n_context
+        self.length = 0
+
+    @property
+    def n_bytes(self) -> int:
+        return self.keys.nbytes
+
+    def write(self, layer: int, position: int, keys: np.ndarray, values: np.ndarray) -> None:
+        stop = position + keys.shape[0]
+        self.keys[layer, :, position:stop] = keys.transpose(1, 0, 2)
+
+    def holding(self, length: int) -> dict[str, np.ndarray]:
+        return {"keys": self.keys[:, :, :length]}
+
+
 class RecurrentState(SequenceState):
     """A state of constant size: named float32 arrays, one value of `empty` in each when empty.
 

@@ -20,6 +20,7 @@ import torch
 from transformers import (
     ArceeConfig,
     AutoModelForCausalLM,
+    DeepseekV2Config,
     FalconConfig,
     Gemma2Config,
     Gemma3TextConfig,
@@ -97,6 +98,12 @@ YARN = dict(
 LONGROPE = dict(
     rope_type="longrope", rope_theta=1e3, partial_rotary_factor=0.8,
     short_factor=[1.0, 1.1, 1.5, 2.5], long_factor=[2.0, 3.0, 4.0, 8.0],
+)  # fmt: skip
+
+LATENT = dict(
+    q_lora_rank=None, kv_lora_rank=22, qk_rope_head_dim=6, qk_nope_head_dim=10, v_head_dim=7,
+    n_routed_experts=5, num_experts_per_tok=2, moe_intermediate_size=10, n_shared_experts=2,
+    num_key_value_heads=4,
 )  # fmt: skip
 
 # name -> (config class, overrides, dtype, edit of the written folder); the seed of a variant is its
@@ -278,6 +285,19 @@ VARIANTS = {
              intermediate_size=14),
         "float16",
         "fused-experts",
+    ),
+    "deepseek": (
+        DeepseekV2Config,
+        dict(LATENT, rope_parameters=dict(YARN, mscale=0.7, mscale_all_dim=1.1),
+             routed_scaling_factor=1.7, first_k_dense_replace=1, num_hidden_layers=3),
+        "bfloat16",
+        None,
+    ),
+    "deepseek-plain-rope": (
+        DeepseekV2Config,
+        dict(LATENT, n_shared_experts=1, num_experts_per_tok=1),
+        "float16",
+        None,
     ),
 }
 
