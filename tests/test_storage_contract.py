@@ -578,3 +578,12 @@ def test_leaves_little_in_the_page_cache(name, tmp_path, content):
         assert cached_bytes(path) < (mmap.PAGESIZE if name == "direct" else 12 << 20)
         storage.read(100, 8 << 20)
         assert cached_bytes(path) < (mmap.PAGESIZE if name == "direct" else 12 << 20)
+
+
+def test_only_mmap_maps_the_file(name, path):
+    """A mapping counts as resident memory and faults when the file shrinks."""
+    with opened(name, path) as storage:
+        storage.read(0, 512)
+        with open("/proc/self/maps") as maps:
+            mapped = os.path.realpath(path) in maps.read()
+    assert mapped == (name == "mmap")

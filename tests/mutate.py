@@ -1,0 +1,156 @@
+"""Make each break of MUTATIONS.md again, alone, in a copy of the tree, and see that its tests fail.
+
+    python tests/mutate.py [NAME ...]
+
+Prints what caught each; the exit status is the number of breaks that nothing caught.  Breaks in C
+are built (about half a minute each).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+COPIED = ("flashllm", "ext", "tests", "bench", "traces", "docs")
+FILES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE")
+
+
+@dataclass(frozen=True)
+class Break:
+    """`old` stands once in `file` and becomes `new`; one of `tests` must fail."""
+
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+BREAKS = {
+    "drop a pin": Break(
+        "flashllm/offload/pick.py", "segment.pin(hits)", "pass", ("test_offload_store.py",)
+    ),
+    "leak a slot": Break(
+        "flashllm/offload/pick.py", "segment.abandon(placed[~arrived])",
+        "segment.unpin(placed[~arrived])", ("test_offload_faults.py",),
+    ),
+    "skip a checksum": Break(
+        "ext/fl_reader.c", "if (found != c->digest) {", "if (0 && found != c->digest) {",
+        ("test_storage_contract.py", "test_native_fuzz.py"),
+    ),
+    "forget an fsync": Break(
+        "flashllm/container/writer.py", "self._file.sync(os.fsync)",
+        "self._file.sync(lambda fd: None)", ("test_container_writer.py",),
+    ),
+    "map instead of read": Break(
+        "flashllm/storage/pread.py", "_core.READ_PREAD", "_core.READ_MMAP",
+        ("test_storage_contract.py",),
+    ),
+    "miscount scratch": Break(
+        "flashllm/models/scratch.py", "return 4 * max_tokens", "return 2 * max_tokens",
+        ("test_planning.py",),
+    ),
+    "swallow an errno": Break(
+        "ext/fl_source.c", "error != EIO || n_hard++", "error != EIO && n_hard++",
+        ("test_storage_retries.py",),
+    ),
+    "off by one in a bound": Break(
+        "ext/fl_reader.c", "(size_t)b->iov_start[e + 1] > b->n_iov ||",
+        "(size_t)b->iov_start[e + 1] > b->n_iov + 1 ||",
+        ("test_native_fuzz.py", "test_storage_contract.py"),
+    ),
+    "wrong seed in the checksum": Break(
+        "ext/fl_reader.c", "fl_xxh64(c->address, c->length, c->seed)",
+        "fl_xxh64(c->address, c->length, 0)", ("test_offload_store.py",),
+    ),
+    "ignore the cap in prefill: the chunk": Break(
+        "flashllm/planning.py", "    chunk = _most(costs.chunk, LEAST_CHUNK, chunk, spare // 8)\n",
+        "", ("test_planning.py",),
+    ),
+    "ignore the cap in prefill: results": Break(
+        "flashllm/assembly.py", "    if needed > plan.ledger.budget_bytes:\n", "    if False:\n",
+        ("test_api.py",),
+    ),
+    "give nothing back": Break(
+        "flashllm/cache/arena.py", 'if length and self._advise(start, length, "MADV_DONTNEED"):',
+        "if length and False:", ("test_resize.py",),
+    ),
+    "a wrong address": Break(
+        "flashllm/cache/segment.py",
+        "self.addresses[self.slot_frame[slots]] = self.slot_address[slots]",
+        "self.addresses[self.slot_frame[slots]] = self.slot_address[slots] + np.uint64(64)",
+        ("test_offload_store.py",),
+    ),
+    "grow beyond what the user gave": Break(
+        "flashllm/governor.py", "self.budget = min(self.most, ", "self.budget = max(0, ",
+        ("test_governor.py",),
+    ),
+    "look at CPUID alone": Break(
+        "ext/fl_dispatch.c", "if ((x->xcr0 & XCR0_AVX512) != XCR0_AVX512)", "if (0)",
+        ("test_kernels_native.py",),
+    ),
+}  # fmt: skip
+
+
+def copy_tree(folder: Path) -> None:
+    for name in COPIED:
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, folder / name, ignore=ignored)
+    for name in FILES:
+        shutil.copy2(ROOT / name, folder / name)
+    if (ROOT / "build").exists():  # so that a break in C compiles one file
+        shutil.copytree(ROOT / "build", folder / "build")
+
+
+def caught_by(folder: Path, one: Break) -> str | None:
+    """The first failing test under the break, or None."""
+    path = folder / one.file
+    text = path.read_text()
+    if text.count(one.old) != 1:
+        raise SystemExit(f"{one.file}: {one.old!r} stands there {text.count(one.old)} times")
+    path.write_text(text.replace(one.old, one.new))
+    try:
+        if one.file.endswith(".c"):
+            build(folder)
+        command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
+                   *(f"tests/{name}" for name in one.tests)]  # fmt: skip
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, timeout=600,
+            env={**os.environ, "PYTHONPATH": str(folder)},
+        )  # fmt: skip
+    finally:
+        path.write_text(text)
+        if one.file.endswith(".c"):
+            os.utime(path)
+    failed = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    if done.returncode == 0:
+        return None
+    return failed[0].split(" - ")[0] if failed else f"pytest ended with {done.returncode}"
+
+
+def build(folder: Path) -> None:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    subprocess.run(command, cwd=folder, capture_output=True, check=True)
+
+
+def main(names: list[str]) -> int:
+    missed, in_c = 0, False
+    with tempfile.TemporaryDirectory() as folder:
+        copy_tree(Path(folder))
+        for name in names or BREAKS:
+            if in_c and not BREAKS[name].file.endswith(".c"):
+                build(Path(folder))
+            in_c = BREAKS[name].file.endswith(".c")
+            found = caught_by(Path(folder), BREAKS[name])
+            print(f"{name}: {found or 'NOT CAUGHT'}", flush=True)
+            missed += found is None
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
