@@ -25,7 +25,7 @@ def fuzz(name: str, seconds: int) -> None:
     import atheris
 
     with atheris.instrument_imports(include=["flashllm"]):
-        from tests.fuzz.targets import TARGETS
+        from tests.fuzz.targets import TARGETS, folder_of
 
     from flashllm.errors import FlashError
 
@@ -34,6 +34,8 @@ def fuzz(name: str, seconds: int) -> None:
     seeds = work / "seeds"
     seeds.mkdir()
     (seeds / "seed").write_bytes(one.seed())
+    for known in (CORPUS / folder_of(name)).glob("*"):
+        (seeds / known.name).write_bytes(known.read_bytes())
     folder = work / "files"
     folder.mkdir()
 
@@ -43,7 +45,7 @@ def fuzz(name: str, seconds: int) -> None:
         except FlashError:
             return
         except BaseException:
-            kept = CORPUS / name
+            kept = CORPUS / folder_of(name)
             kept.mkdir(parents=True, exist_ok=True)
             (kept / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
             raise

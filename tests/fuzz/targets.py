@@ -59,6 +59,11 @@ class Target:
 TARGETS: dict[str, Target] = {}
 
 
+def folder_of(name: str) -> str:
+    """Of a target's inputs in the corpus."""
+    return name.replace(" ", "-")
+
+
 def target(name: str, seed: Callable[[], bytes]):
     def add(read: Callable[[bytes, Path], None]):
         TARGETS[name] = Target(functools.cache(seed), read)
