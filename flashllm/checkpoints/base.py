@@ -20,11 +20,13 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 
-from ..errors import ClosedError
+from ..errors import CheckpointError, ClosedError
+
+T = TypeVar("T")
 
 # Carried into the container as they are, where present (the tokenizer, and what chat needs later).
 TOKENIZER_FILES = (
@@ -147,3 +149,36 @@ class Checkpoint(ABC):
 
     def __exit__(self, *exc) -> None:
         self.close()
+
+
+class TableCheckpoint(Checkpoint, Generic[T]):
+    """A checkpoint of one file whose tensors are known by name from the start.
+
+    A subclass fills `_tensors` (name -> whatever it needs to find one) and `_fingerprint`.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__(path)
+        self._tensors: dict[str, T] = {}
+        self._fingerprint = ""
+
+    def names(self) -> list[str]:
+        return list(self._tensors)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
+    def _at(self, name: str) -> T:
+        self.check_open()
+        try:
+            return self._tensors[name]
+        except KeyError:
+            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing") from None
+
+    @property
+    def fingerprint(self) -> str:
+        return self._fingerprint
+
+    @property
+    def files(self) -> list[Path]:
+        return [self.path]

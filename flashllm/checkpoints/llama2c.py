@@ -20,7 +20,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CheckpointError
-from .base import Checkpoint
+from .base import TableCheckpoint
 from .files import SourceFile
 from .llama2c_tokenizer import tokenizer_files
 from .sampling import sample_digest
@@ -106,7 +106,7 @@ def stacks(header: Header) -> list[tuple[str, int, tuple[int, ...]]]:
     return order
 
 
-class Llama2cCheckpoint(Checkpoint):
+class Llama2cCheckpoint(TableCheckpoint[tuple[int, tuple[int, ...]]]):
     """See Checkpoint.  Names, row order and config are those of the same model elsewhere."""
 
     kind: ClassVar[str] = "llama2.c"
@@ -124,7 +124,6 @@ class Llama2cCheckpoint(Checkpoint):
         head = bytes(self._file.read(0, min(HEADER_BYTES_V1, self._file.size)))
         header = self._header = parse_header(head, self.path)
         offset = HEADER_BYTES_V1 if header.version == 1 else _V0.size
-        self._places: dict[str, tuple[int, tuple[int, ...]]] = {}
         for name, n_layers, shape in stacks(header):
             n_bytes = 4 * int(np.prod(shape, dtype=object))
             if offset + n_layers * n_bytes > self._file.size:
@@ -133,7 +132,7 @@ class Llama2cCheckpoint(Checkpoint):
                 )
             for i in range(n_layers):
                 if name != "rotary tables":
-                    self._places[name.format(i=i)] = (offset, shape)
+                    self._tensors[name.format(i=i)] = (offset, shape)
                 offset += n_bytes
         if offset != self._file.size:
             raise CheckpointError(self.path, "file size", offset, self._file.size)
@@ -160,23 +159,13 @@ class Llama2cCheckpoint(Checkpoint):
         """A tokenizer.json made of `tok<vocab>.bin` or `tokenizer.bin` beside the file, if any."""
         return tokenizer_files(self.path.parent, self._header.vocab_size)
 
-    def names(self) -> list[str]:
-        return list(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
     def shape(self, name: str) -> tuple[int, ...]:
-        try:
-            return self._places[name][1]
-        except KeyError:
-            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing") from None
+        return self._at(name)[1]
 
     def dtype(self, name: str) -> str:
         return "f32"
 
     def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        self.check_open()
         shape = self.shape(name)
         if not name.endswith(("q_proj.weight", "k_proj.weight")):
             return self._read(name, start, stop)
@@ -187,20 +176,12 @@ class Llama2cCheckpoint(Checkpoint):
         return heads.transpose(0, 2, 1, 3).reshape(-1, shape[1])[start - first : stop - first]
 
     def _read(self, name: str, start: int, stop: int) -> np.ndarray:
-        offset, shape = self._places[name]
+        offset, shape = self._tensors[name]
         values = np.empty((stop - start, *shape[1:]), "<f4")
         row_bytes = 4 * (shape[1] if len(shape) > 1 else 1)
         if values.nbytes:
             self._file.read_into(offset + start * row_bytes, memoryview(values).cast("B"))
         return values
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
 
     @property
     def n_bytes(self) -> int:

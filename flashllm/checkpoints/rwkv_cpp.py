@@ -17,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedError
-from .base import Checkpoint
+from .base import TableCheckpoint
 from .files import SourceFile
 from .rwkv_blocks import BLOCK, BLOCK_TYPES
 from .rwkv_names import MIXED_V6, STACKED, byte_vocabulary, canonical_shape, config_of
@@ -45,7 +45,7 @@ class _Place:
         return self.shape[-1] if len(self.shape) > 1 else 1
 
 
-class RWKVCppCheckpoint(Checkpoint):
+class RWKVCppCheckpoint(TableCheckpoint[_Place]):
     """See Checkpoint.  Names and shapes are those of rwkv_names.py."""
 
     kind: ClassVar[str] = "rwkv.cpp"
@@ -70,7 +70,6 @@ class RWKVCppCheckpoint(Checkpoint):
             if not 1 <= number <= limit:
                 raise CheckpointError(self.path, name, f"1 to {limit}", number)
         self._check_type("header", data_type)
-        self._places: dict[str, _Place] = {}
         stored = self._walk()
         self.config = config_of(self.path, stored)
         found = (self.config["vocab_size"], self.config["hidden_size"],
@@ -88,7 +87,7 @@ class RWKVCppCheckpoint(Checkpoint):
             raise CheckpointError(self.path, f"{where}: type", f"one of {known}", code)
 
     def _walk(self) -> dict[str, tuple[int, ...]]:
-        """Fills `_places`; stored shapes by name."""
+        """Fills `_tensors`; stored shapes by name."""
         stored: dict[str, tuple[int, ...]] = {}
         offset, size = _HEADER.size, self._file.size
         while offset < size:
@@ -147,26 +146,14 @@ class RWKVCppCheckpoint(Checkpoint):
         if name.endswith(STACKED) and len(shape) == 3 and shape[0] == len(MIXED_V6):
             n_bytes = self._data_bytes(name, shape[1:], code)
             for i, x in enumerate(MIXED_V6):
-                self._places[f"{name}.{x}"] = _Place(offset + i * n_bytes, shape[1:], code)
+                self._tensors[f"{name}.{x}"] = _Place(offset + i * n_bytes, shape[1:], code)
             return
-        self._places[name] = _Place(offset, canonical_shape(name, shape), code)
+        self._tensors[name] = _Place(offset, canonical_shape(name, shape), code)
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
         """A vocabulary of 256 is the bytes themselves; others travel apart from these files."""
         return byte_vocabulary() if self.config["vocab_size"] == 256 else {}
-
-    def names(self) -> list[str]:
-        return list(self._places)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._places
-
-    def _at(self, name: str) -> _Place:
-        try:
-            return self._places[name]
-        except KeyError:
-            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing") from None
 
     def shape(self, name: str) -> tuple[int, ...]:
         return self._at(name).shape
@@ -176,7 +163,6 @@ class RWKVCppCheckpoint(Checkpoint):
         return FLOAT_TYPES[code][0] if code in FLOAT_TYPES else "f32"
 
     def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        self.check_open()
         place = self._at(name)
         if place.type in FLOAT_TYPES:
             values = np.empty((stop - start, *place.shape[1:]), FLOAT_TYPES[place.type][1])
@@ -194,14 +180,6 @@ class RWKVCppCheckpoint(Checkpoint):
         raw = self._file.read(place.offset + start * row_bytes, (stop - start) * row_bytes)
         blocks = np.frombuffer(raw, np.uint8).reshape(-1, kind.n_bytes)
         return kind.decode(blocks).reshape(stop - start, place.n_cols)
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
 
     @property
     def n_bytes(self) -> int:

@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CheckpointError
-from .base import STORAGE_DTYPES, Checkpoint
+from .base import STORAGE_DTYPES, Checkpoint, TableCheckpoint
 from .rwkv_names import (
     MIXED_V6,
     STACKED,
@@ -73,7 +73,7 @@ class _Tensor:
     read: Callable[[int, int], np.ndarray]
 
 
-class RWKVSafetensors(Checkpoint):
+class RWKVSafetensors(TableCheckpoint[_Tensor]):
     """See Checkpoint; `source` holds the tensors as they are named there; closed with this one."""
 
     kind: ClassVar[str] = "safetensors (RWKV)"
@@ -92,7 +92,6 @@ class RWKVSafetensors(Checkpoint):
         self._hugging_face = "emb.weight" not in self._source
         shapes = {name: self._source.shape(place) for name, place in places.items()}
         self._version = version_of(shapes)
-        self._tensors: dict[str, _Tensor] = {}
         for name, place in places.items():
             mix = _MIX_V7.fullmatch(name)
             if mix and mix[2] == MIXED_V7[0]:
@@ -158,18 +157,6 @@ class RWKVSafetensors(Checkpoint):
         found = self._source.tokenizer_files
         return found or (byte_vocabulary() if self.config["vocab_size"] == 256 else {})
 
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def _at(self, name: str) -> _Tensor:
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing") from None
-
     def shape(self, name: str) -> tuple[int, ...]:
         return self._at(name).shape
 
@@ -177,7 +164,6 @@ class RWKVSafetensors(Checkpoint):
         return self._at(name).dtype
 
     def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
-        self.check_open()
         return self._at(name).read(start, stop)
 
     @property

@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..errors import CheckpointError, UnsupportedError
-from .base import STORAGE_DTYPES, Checkpoint
+from .base import STORAGE_DTYPES, TableCheckpoint
 from .files import SourceFile
 from .sampling import sample_digest
 
@@ -25,7 +25,7 @@ _DTYPES = {"torch.float64": "f64", "torch.float32": "f32", "torch.float16": "f16
            "torch.bfloat16": "bf16"}  # fmt: skip
 
 
-class TorchCheckpoint(Checkpoint):
+class TorchCheckpoint(TableCheckpoint):
     """See Checkpoint.  A flat dictionary of dense tensors, as RWKV's authors publish them."""
 
     kind: ClassVar[str] = "PyTorch"
@@ -71,19 +71,6 @@ class TorchCheckpoint(Checkpoint):
     def tokenizer_files(self) -> dict[str, bytes]:
         return {}
 
-    def names(self) -> list[str]:
-        return list(self._tensors)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def _at(self, name: str):
-        self.check_open()
-        try:
-            return self._tensors[name]
-        except KeyError:
-            raise CheckpointError(self.path, f"tensor {name!r}", "a tensor", "nothing") from None
-
     def shape(self, name: str) -> tuple[int, ...]:
         return tuple(int(n) for n in self._at(name).shape)
 
@@ -99,14 +86,6 @@ class TorchCheckpoint(Checkpoint):
         if dtype == "bf16":  # NumPy has no such type: its bits
             rows = rows.view(self._torch.int16)
         return np.array(rows.numpy().view(STORAGE_DTYPES[dtype]))
-
-    @property
-    def fingerprint(self) -> str:
-        return self._fingerprint
-
-    @property
-    def files(self) -> list[Path]:
-        return [self.path]
 
     @property
     def n_bytes(self) -> int:
