@@ -134,17 +134,18 @@ def _soak(llm: LLM, spec: dict) -> dict:
     raised in between.  Tokens, descriptors and threads are those of the first round; memory and
     speed are told for every twentieth of the time."""
     budget, first, n_rounds = llm.ram_budget, None, 0
-    bins = [{"rss": 0, "tokens": 0, "seconds": 0.0} for _ in range(N_BINS)]
+    bins = [{"rss": 0, "tokens": 0, "seconds": 0.0, "cpu_s": 0.0} for _ in range(N_BINS)]
     changed = set()
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < spec["soak"] or n_rounds < N_BINS:
         digest, here = hashlib.sha256(), bins[min(N_BINS - 1, int(N_BINS * elapsed / spec["soak"]))]
-        begun = time.monotonic()
+        begun, cpu = time.monotonic(), time.process_time()
         for number in range(4):
             result = llm.generate(short_prompt(llm, number), max_tokens=LEAST_TOKENS, **SAMPLING)
             digest.update(np.array(result.tokens, np.int32).tobytes())
             here["tokens"] += len(result.tokens)
         here["seconds"] += time.monotonic() - begun
+        here["cpu_s"] += time.process_time() - cpu
         state = llm.save_state()
         stream = llm.stream(short_prompt(llm), state=state, max_tokens=LEAST_TOKENS, **SAMPLING)
         next(stream)
