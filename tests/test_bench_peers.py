@@ -181,7 +181,7 @@ def test_peers_that_were_not_given_are_missing():
     nothing = parser.parse_args([])
     for key in peers.PEERS:
         why = peers.make(key, nothing).available()
-        assert (why is None) == (key in ("ours", "naive")), key
+        assert (why is None) == (key in ("ours", "ours-approx", "naive")), key
 
 
 def test_powerinfer_prints_its_speeds():
@@ -210,6 +210,6 @@ def test_a_card_pairs_inside_rounds_and_keeps_losses(tmp_path):
     lines = write_card(tmp_path / "card", [model]).splitlines()
     cells = {line.split(" | ")[1]: line.split(" | ") for line in lines if line.startswith("| 50%")}
     assert cells["slow"][7] == "3.00"  # of 2, 3 and 4
-    assert cells["fast"][7] == "0.50" and "killed by the limit" in cells["fast"][8]
-    assert "missing: no file" in cells["gone"][8]
+    assert cells["fast"][7] == "0.50" and "killed by the limit" in cells["fast"][10]
+    assert "missing: no file" in cells["gone"][10]
     assert json.loads((tmp_path / "card.json").read_text())["models"] == [model]

@@ -21,6 +21,7 @@ __all__ = ["PEERS", "Job", "Peer", "add_arguments", "make", "measure", "trouble"
 # key on the command line -> peer
 PEERS = {
     "ours": lambda args: Ours("flashllm"),
+    "ours-approx": lambda args: Ours("flashllm, approx 0.99", mode="approx", recall=0.99),
     "naive": lambda args: Ours("flashllm, naive mode", pin=False),
     "llama.cpp": lambda args: LlamaCpp(args.llama_cpp_python),
     "llama.cpp-128k": lambda args: LlamaCpp(args.llama_cpp_python, read_ahead_kib=128),

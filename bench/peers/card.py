@@ -11,7 +11,7 @@ from flashllm.units import MIB
 
 HEAD = (
     "cap", "peer", "decode tok/s (all rounds)", "n", "prefill tok/s", "MiB/token", "peak MiB",
-    "ours / peer", "remark",
+    "ours / it", "approx / it", "it / llama.cpp all", "remark",
 )  # fmt: skip
 
 
@@ -34,8 +34,9 @@ def header(model: dict[str, Any]) -> str:
         "process per cell, in a memory cgroup of exactly the cap (`all`: nothing short), page "
         "cache cold (mincore), greedy, cells interleaved, caps as shares of our file.  Medians; "
         "`n` tokens were decoded after the first; MiB/token are the process's reads from the "
-        "device while decoding; `ours / peer` is taken inside each round, against the peer in "
-        "that row, then the median.",
+        "device while decoding.  `ours / it` and `approx / it` compare our exact and approximate "
+        "mode with the row at the same cap, `it / llama.cpp all` the row with llama.cpp that has "
+        "all memory: ratios inside each round, then the median.",
     ])
 
 
@@ -60,11 +61,11 @@ def line(rounds: list[list[dict]], cap: str, key: str) -> list[str]:
         f"{row['state']} {row['why']}" for row in found if row.get("state", "ran") != "ran"
     )
     if "missing" in found[0]:
-        return [cap, name, *[""] * 6, f"missing: {found[0]['missing']}"]
+        return [cap, name, *[""] * 8, f"missing: {found[0]['missing']}"]
     remark = "; ".join(filter(None, remarks))
     if not ran:
         peak = max(row["charges"]["peak_bytes"] for row in found) / MIB
-        return [cap, name, "", "", "", "", f"{peak:.0f}", "", remark]
+        return [cap, name, *[""] * 4, f"{peak:.0f}", *[""] * 3, remark]
     speeds = [row["tokens_per_s"] for row in ran]
     return [
         cap, name,
@@ -73,23 +74,25 @@ def line(rounds: list[list[dict]], cap: str, key: str) -> list[str]:
         middle([row["prefill_tokens_per_s"] for row in ran], "{:.1f}"),
         middle([row["decode_bytes_per_token"] for row in ran], "{:.0f}", MIB),
         f"{max(row['charges']['peak_bytes'] for row in ran) / MIB:.0f}",
-        "" if key == "ours" else middle(ratios(rounds, cap, key), "{:.2f}"),
+        ratio(rounds, (cap, "ours"), (cap, key)),
+        ratio(rounds, (cap, "ours-approx"), (cap, key)),
+        ratio(rounds, (cap, key), ("all", "llama.cpp")),
         remark,
     ]  # fmt: skip
 
 
-def ratios(rounds: list[list[dict]], cap: str, key: str) -> list[float]:
-    """Ours over the peer at the same cap, round by round."""
+def ratio(rounds: list[list[dict]], one: tuple[str, str], other: tuple[str, str]) -> str:
+    """The median over rounds of one cell's speed over another's; empty where either is missing."""
     found = []
     for rows in rounds:
         speed = {
-            row["key"]: row["tokens_per_s"]
+            (row["cap"], row["key"]): row["tokens_per_s"]
             for row in rows
-            if row["cap"] == cap and row.get("state") == "ran"
+            if row.get("state") == "ran"
         }
-        if "ours" in speed and key in speed:
-            found.append(speed["ours"] / speed[key])
-    return found
+        if one in speed and other in speed:
+            found.append(speed[one] / speed[other])
+    return middle(found, "{:.2f}") if one != other else ""
 
 
 def middle(values: list[float | None], pattern: str, unit: float = 1) -> str:

@@ -6,6 +6,9 @@ import json
 import sys
 from pathlib import Path
 
+from flashllm.errors import UnsupportedError
+from flashllm.predictors.fit import fit_path
+
 from .base import Job, Peer, Timings, last_json
 
 CHILD = str(Path(__file__).with_name("ours_child.py"))
@@ -21,6 +24,8 @@ class Ours(Peer):
         return None
 
     def prepare(self, model: Path, folder: Path) -> Path:
+        if self._settings.get("mode") == "approx" and not fit_path(model).exists():
+            raise UnsupportedError("no predictors are fitted to this model")
         return model
 
     def command(self, file: Path, job: Job) -> list[str]:
