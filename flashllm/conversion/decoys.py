@@ -1,9 +1,12 @@
 """Decoys: neurons that fire as real ones do and are wanted by nobody.
 
-A decoy's deciding row is the mean of the rows of two source neurons, plus noise of half their
-variance over the inputs' dimensions: its pre-activation has about the mean and the deviation of a
-source neuron's, so it is active about as often, but at other times than either.  Two decoys with
-the same row and opposite columns add nothing to the output, which is how inflate.py uses them.
+A decoy's deciding row is the mean of the rows of two source neurons, plus noise of an eighth of a
+row's variance.  On the bundled model decoys are then active as often as its neurons (per layer 5.3
+% against 4.7, 4.8 against 4.2, 5.6 against 5.2, 6.4 against 6.5; 1.3 against 0.2 in the layer that
+is nearly silent), recur from token to token as they do, and share 17 to 30 % of their tokens with a
+neuron that they are made of.  Half the variance makes them active twice as often, mostly the same
+ones for every token.  Two decoys with the same row and opposite columns add nothing to the output,
+which is how inflate.py uses them.
 
 Pair 0 of a neuron is the neuron itself.  Rows are a pure function of the seed, the matrix, the
 neuron and the pair.
@@ -12,6 +15,8 @@ neuron and the pair.
 from __future__ import annotations
 
 import numpy as np
+
+NOISE = 1 / 8  # of a row's variance
 
 
 class Decoys:
@@ -32,7 +37,7 @@ class Decoys:
             other, noise = self._of_pair(pair, stream, source.shape[1])
             here = np.flatnonzero(pairs == pair)
             mine = neurons[here]
-            length = np.sqrt(np.mean(rows[here] ** 2, axis=1, keepdims=True) / 2)
+            length = np.sqrt(np.mean(rows[here] ** 2, axis=1, keepdims=True) * NOISE)
             rows[here] = (rows[here] + source[other[mine]]) / 2 + length * noise[mine]
         return rows
 
