@@ -364,7 +364,7 @@ def rank_of(name: str, container: Container, acquired: Collection[str]) -> int |
         return 2
     if last == "ffn" and any(other.endswith(".router") for other in container.planes):
         return 0
-    return {"router": -1, "deciding": 1, "ffn": 2, "experts": 2}.get(last, 0)
+    return {"router": -1, "deciding": 1, "ffn": 2, "experts": 2, "neurons": 2}.get(last, 0)
 
 
 def load_tokenizer(container: Container, config: Any):

@@ -304,3 +304,27 @@ def test_every_field_of_a_carried_config_is_checked():
 def test_widening_is_refused_by_name(checkpoint, tmp_path):
     with pytest.raises(UnsupportedError, match="llama"):
         inflate(checkpoint, tmp_path / "m.flash", size_bytes=2**22)
+
+
+def test_experts_with_relu_read_active_neurons_alone(tmp_path, monkeypatch):
+    path = tmp_path / "relu.flash"
+    convert(str(GOLDEN / "olmoe-relu"), str(path))
+    with ExitStack() as stack:
+        parts = open_parts(path, stack, ram_budget="2GiB", n_context=32)
+        parts.store.load()
+        planes, config, asked = parts.container.planes, parts.config, {}
+        assert [p.name for p in planes["layers.0.experts"].pieces] == ["gate"]
+        assert [p.name for p in planes["layers.0.neurons"].pieces] == ["up", "down"]
+        acquire = parts.store.acquire
+
+        def recorded(plane, ids):
+            asked[plane] = ids.size
+            return acquire(plane, ids)
+
+        monkeypatch.setattr(parts.store, "acquire", recorded)
+        step(parts, [5], admit=True)
+        most = config.expert_size * config.n_chosen
+        for layer in range(config.n_layers):
+            assert asked[f"layers.{layer}.experts"] == most
+            assert 0 < asked[f"layers.{layer}.neurons"] < most
+            assert parts.model.counts.layers[layer] == asked[f"layers.{layer}.neurons"]

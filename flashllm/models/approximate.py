@@ -116,7 +116,7 @@ class ApproximateFFN:
         """Sum of the neurons `ids` whose deciding rows lie apart: those are read first, then the
         bundles of what is active.  Returns the active ids."""
         deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
-        decided = self.scratch.view("decided", 1)
+        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         self.kernels.prepare(self.activations, x, self.views[deciding]["row"])
         for lease in self.store.acquire(deciding, ids):
             self._decide(layer, lease, self.views[deciding]["row"], decided)
@@ -131,7 +131,7 @@ class ApproximateFFN:
         """The same where bundles hold everything, in one pass."""
         ffn = f"layers.{layer}.ffn"
         view = self.views[ffn][self._deciding_piece(ffn)]
-        decided = self.scratch.view("decided", 1)
+        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         self.kernels.prepare(self.activations, x, view)
         out.fill(0.0)
         for lease in self.store.acquire(ffn, ids):
@@ -153,7 +153,7 @@ class ApproximateFFN:
         deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
         plane, piece = (deciding, "row") if deciding in self.planes else (ffn, None)
         view = self.views[plane][piece or self._deciding_piece(ffn)]
-        decided = self.scratch.view("decided", 1)
+        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         self.kernels.prepare(self.activations, x, view)
         for lease in self.store.scan(plane, audit=True):
             part = decided[:, lease.start : lease.stop]
@@ -165,7 +165,7 @@ class ApproximateFFN:
     def _thresholded_ffn(self, layer: int, x, threshold: float, out) -> None:
         """Neurons whose activated gate is at least `threshold` from zero."""
         deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
-        decided = self.scratch.view("decided", 1)
+        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         self.clock.phase = PREDICT
         self.linear(deciding, x, decided, bias=self._deciding_bias(layer))
         magnitude = self.scratch.view("gathered", 1, decided.shape[1])

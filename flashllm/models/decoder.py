@@ -233,7 +233,7 @@ class DecoderModel(ApproximateFFN, ABC):
         exact zero, so the result has the bits of the dense computation.
         """
         kernels, plane = self.kernels, f"layers.{layer}.ffn"
-        decided = self.scratch.view("decided", x.shape[0])
+        decided = self.scratch.view("decided", x.shape[0], self.config.intermediate_size)
         self.clock.phase = PREDICT
         self.linear(f"layers.{layer}.deciding", x, decided, bias=self._deciding_bias(layer))
         if self.observer is not None:
@@ -252,7 +252,7 @@ class DecoderModel(ApproximateFFN, ABC):
         """The same where deciding rows lie in the bundles: all are read, active ones computed."""
         kernels, plane, bias = self.kernels, f"layers.{layer}.ffn", self._deciding_bias(layer)
         view = self.views[plane][self._deciding_piece(plane)]
-        decided = self.scratch.view("decided", x.shape[0])
+        decided = self.scratch.view("decided", x.shape[0], self.config.intermediate_size)
         self.clock.phase = FFN
         kernels.prepare(self.activations, x, view)
         out.fill(0.0)
@@ -276,7 +276,7 @@ class DecoderModel(ApproximateFFN, ABC):
         """FFN without natural sparsity whose deciding rows lie apart, for the sake of approximate
         mode: all of it."""
         prefix = f"layers.{layer}."
-        decided = self.scratch.view("decided", x.shape[0])
+        decided = self.scratch.view("decided", x.shape[0], self.config.intermediate_size)
         self.clock.phase = FFN
         self.linear(prefix + "deciding", x, decided, bias=self._deciding_bias(layer))
         if self.observer is not None:

@@ -3,6 +3,8 @@
 A chunk goes through a layer expert by expert: each expert's neurons are leased once and meet only
 the tokens that chose it.  Per token the sum runs over its experts in ascending order and over each
 expert's neurons in file order, whatever the chunk, the leases and the other tokens are.
+Where experts have ReLU, the gates of the chosen ones decide and only neurons that are active for a
+token of the chunk are read further.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ class MoEModel(LlamaModel):
         h = config.hidden_size
         return {
             **super().scratch_widths(config),
-            "decided": ffn,
+            "decided": max(ffn, config.n_chosen * config.expert_size * config.sparse),
             "gathered": ffn,
             "up": ffn,
             "gate_up": 2 * ffn,
@@ -37,7 +39,9 @@ class MoEModel(LlamaModel):
             return super().layer_planes(layer)
         prefix = f"layers.{layer}."
         shared = (prefix + "shared",) if self.config.shared_size else ()
-        return (prefix + "qkv", prefix + "o", prefix + "router", prefix + "experts", *shared)
+        neurons = (prefix + "neurons",) if prefix + "neurons" in self.planes else ()
+        routed = (prefix + "router", prefix + "experts", *neurons)
+        return (prefix + "qkv", prefix + "o", *routed, *shared)
 
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         c, n_tokens = self.config, x.shape[0]
@@ -51,7 +55,10 @@ class MoEModel(LlamaModel):
         chosen, weights = self.route(scores[:, : c.n_experts])
         self.clock.phase = FFN
         out.fill(0.0)
-        self._experts(layer, x, chosen, weights, out)
+        if f"layers.{layer}.neurons" in self.planes:
+            self._sparse_experts(layer, x, chosen, weights, out)
+        else:
+            self._experts(layer, x, chosen, weights, out)
         if c.shared_size:
             shared = self.scratch.view("shared", n_tokens)
             self.dense_ffn(layer, x, shared, plane="shared")
@@ -66,34 +73,91 @@ class MoEModel(LlamaModel):
     def _experts(self, layer, x, chosen, weights, out) -> None:
         """Adds to each row of `out` the weighted sum of its token's experts."""
         plane, n_each = f"layers.{layer}.experts", self.config.expert_size
-        wanted = np.unique(chosen)
-        ids = (wanted[:, None] * n_each + np.arange(n_each, dtype=np.int32)).ravel()
+        ids = self._neurons_of(np.unique(chosen))
         self._count_experts(layer, chosen.size * n_each, ids.size)
         for lease in self.store.acquire(plane, ids):
-            cuts = np.flatnonzero(np.diff(lease.ids // n_each)) + 1
-            for part in np.split(lease.ids, cuts):
+            for part in self._by_expert(lease.ids):
                 tokens, places = np.nonzero(chosen == part[0] // n_each)
                 w = weights[tokens, places]
                 self._expert(self.views[plane], lease.addresses, part, x, tokens, w, out)
 
+    def _neurons_of(self, experts: np.ndarray) -> np.ndarray:
+        n_each = self.config.expert_size
+        return (experts[:, None] * n_each + np.arange(n_each, dtype=np.int32)).ravel()
+
+    def _by_expert(self, ids: np.ndarray) -> list[np.ndarray]:
+        """`ids` cut where the expert changes; nothing of nothing."""
+        cuts = np.flatnonzero(np.diff(ids // self.config.expert_size)) + 1
+        return np.split(ids, cuts) if ids.size else []
+
     def _expert(self, views, addresses, ids, x, tokens, weights, out) -> None:
         """Neurons `ids` of one expert, for the tokens (ascending rows of x) that chose it."""
-        kernels, n, everyone = self.kernels, tokens.size, tokens.size == x.shape[0]
-        mine, sums = x, out
-        if not everyone:
-            mine, sums = self.scratch.view("expert_in", n), self.scratch.view("expert_out", n)
-            np.take(x, tokens, axis=0, out=mine)
-            np.take(out, tokens, axis=0, out=sums)
-        kernels.prepare(self.activations, mine, views["gate"])
+        n = tokens.size
+        mine = self._rows(x, tokens, "expert_in")
         pre = self.scratch.view("decided", n, ids.size)
+        self.kernels.prepare(self.activations, mine, views["gate"])
+        self.kernels.dot_ids(self.activations, addresses, views["gate"], ids, pre)
+        self._add_expert(views, addresses, ids, pre, tokens, weights, out)
+
+    def _sparse_experts(self, layer, x, chosen, weights, out) -> None:
+        """As `_experts`, reading of the chosen experts what their gates leave active."""
+        gates, neurons = f"layers.{layer}.experts", f"layers.{layer}.neurons"
+        n_each, wanted = self.config.expert_size, np.unique(chosen)
+        flat = self.scratch.view("decided", x.shape[0]).reshape(-1)
+        decided, at = {}, 0  # expert -> its tokens, their weights, its gates' dots with them
+        for e in wanted.tolist():
+            tokens, places = np.nonzero(chosen == e)
+            here = flat[at : at + tokens.size * n_each].reshape(tokens.size, n_each)
+            decided[e] = (tokens, weights[tokens, places], here)
+            at += here.size
+        for lease in self.store.acquire(gates, self._neurons_of(wanted)):
+            for part in self._by_expert(lease.ids):
+                e = int(part[0]) // n_each
+                tokens, _, pre = decided[e]
+                mine, view = self._rows(x, tokens, "expert_in"), self.views[gates]["gate"]
+                dots = self.scratch.view("up", tokens.size, part.size)
+                self.kernels.prepare(self.activations, mine, view)
+                self.kernels.dot_ids(self.activations, lease.addresses, view, part, dots)
+                pre[:, part[0] - e * n_each : part[-1] + 1 - e * n_each] = dots
+        active = [self._active(e, pre) for e, (_, _, pre) in decided.items()]
+        ids = np.concatenate(active)
+        n_active = sum(int(np.count_nonzero(pre > 0)) for _, _, pre in decided.values())
+        self._count_experts(layer, n_active, ids.size)
+        for lease in self.store.acquire(neurons, ids):
+            for part in self._by_expert(lease.ids):
+                e = int(part[0]) // n_each
+                tokens, w, pre = decided[e]
+                coef = self.scratch.view("gathered", tokens.size, part.size)
+                np.take(pre, part - e * n_each, axis=1, out=coef)
+                views = self.views[neurons]
+                mine = self._rows(x, tokens, "expert_in")
+                self.kernels.prepare(self.activations, mine, views["up"])
+                self._add_expert(views, lease.addresses, part, coef, tokens, w, out)
+
+    def _active(self, expert: int, pre: np.ndarray) -> np.ndarray:
+        """Ids in the plane of an expert's neurons above zero for any of its tokens."""
+        n_each = self.config.expert_size
+        found = np.empty(n_each, np.int32)
+        return found[: self.kernels.active_ids(pre, found)] + np.int32(expert * n_each)
+
+    def _add_expert(self, views, addresses, ids, pre, tokens, weights, out) -> None:
+        """Adds neurons `ids` of one expert, whose gates' dots are `pre`, to its tokens' rows; the
+        tokens' inputs have been prepared."""
+        kernels, n = self.kernels, tokens.size
+        sums = self._rows(out, tokens, "expert_out")
         up = self.scratch.view("up", n, ids.size)
-        kernels.dot_ids(self.activations, addresses, views["gate"], ids, pre)
         kernels.dot_ids(self.activations, addresses, views["up"], ids, up)
         kernels.activate(self.config.activation, pre, up, pre)
         pre *= weights[:, None]
         kernels.accumulate_ids(pre, addresses, views["down"], ids, sums)
-        if not everyone:
+        if sums is not out:
             out[tokens] = sums
+
+    def _rows(self, x: np.ndarray, tokens: np.ndarray, buffer: str) -> np.ndarray:
+        """Rows `tokens` of x, copied unless they are all of them."""
+        if tokens.size == x.shape[0]:
+            return x
+        return np.take(x, tokens, axis=0, out=self.scratch.view(buffer, tokens.size))
 
     def _count_experts(self, layer: int, per_token: int, n_bundles: int) -> None:
         self.counts.active_bundles += n_bundles

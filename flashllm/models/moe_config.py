@@ -1,4 +1,4 @@
-"""The moe family's config and roles: Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE.
+"""The moe family's config and roles: Mixtral, Qwen2-MoE, Qwen3-MoE, OLMoE, with SiLU or ReLU.
 
 Llama's layers in which some or all FFNs are replaced by a router and experts (arXiv 2401.04088,
 2409.02060).  What differs between the model types is which layers have experts, whether a shared
@@ -91,7 +91,8 @@ class MoEConfig(LlamaConfig):
         )
 
     def share_read(self, plane: str) -> float:
-        return self.n_chosen / self.n_experts if plane.endswith(".experts") else 1.0
+        routed = plane.endswith((".experts", ".neurons"))
+        return self.n_chosen / self.n_experts if routed else 1.0
 
     @property
     def qk_norm_widths(self) -> tuple[int, int]:
@@ -120,8 +121,20 @@ class MoEConfig(LlamaConfig):
         return [
             *(plane for plane in planes if plane.name.endswith((".qkv", ".o"))),
             PlaneRole(f"{layer}.router", "rows", "router", tuple(router)),
-            PlaneRole(f"{layer}.experts", "bundles", "experts", tuple(experts)),
+            *self._routed(layer, experts),
             *added,
+        ]
+
+    def _routed(self, layer: str, experts: list[tuple[str, TensorRole]]) -> list[PlaneRole]:
+        """The planes of the experts: where ReLU leaves neurons out, their gates are read by expert
+        and decide, and what is multiplied with them by neuron."""
+        if not self.sparse:
+            return [PlaneRole(f"{layer}.experts", "bundles", "experts", tuple(experts))]
+        gates = tuple(piece for piece in experts if piece[0] == "gate")
+        others = tuple(piece for piece in experts if piece[0] != "gate")
+        return [
+            PlaneRole(f"{layer}.experts", "bundles", "experts", gates),
+            PlaneRole(f"{layer}.neurons", "bundles", "sparse", others),
         ]
 
     def _expert(self, e: int, home: str, older: str) -> tuple[tuple[str, TensorRole], ...]:

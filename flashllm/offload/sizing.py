@@ -175,11 +175,11 @@ def sparse_planes(container) -> set[str]:
 
 
 def routed_planes(container) -> set[str]:
-    """Planes of experts, each beside its router, which says exactly what to read."""
+    """Planes of experts, or of their neurons, beside a router, which says exactly what to read."""
     return {
         name
         for name, plane in container.planes.items()
         if plane.kind == "bundles"
-        and name.endswith(".experts")
+        and name.endswith((".experts", ".neurons"))
         and name.rpartition(".")[0] + ".router" in container.planes
     }

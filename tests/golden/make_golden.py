@@ -299,6 +299,19 @@ VARIANTS = {
         "float16",
         None,
     ),
+    "olmoe-relu": (
+        OlmoeConfig,
+        dict(EXPERTS, hidden_act="relu", num_experts=8, num_experts_per_tok=2),
+        "bfloat16",
+        "unchosen",
+    ),
+    "qwen2-moe-relu2": (
+        Qwen2MoeConfig,
+        dict(EXPERTS, shared_expert_intermediate_size=18, num_experts=5, num_experts_per_tok=3,
+             num_hidden_layers=3, intermediate_size=22, mlp_only_layers=[1], hidden_act="relu2"),
+        "float16",
+        "fused-experts",
+    ),
 }
 
 
