@@ -5,7 +5,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
 
-.PHONY: demo test long soak parity lint wheel wheel-test clean
+.PHONY: demo test long soak bench parity lint wheel wheel-test clean
 
 demo: $(VENV)/.installed
 	$(BIN)/flashllm demo
@@ -27,6 +27,12 @@ long: $(VENV)/.installed-test
 DURATION ?= 3600
 soak: $(VENV)/.installed
 	$(BIN)/flashllm stress --soak $(DURATION)
+
+# Micro-benchmarks as ratios to named baselines: a table, and build/micro.json for comparing.
+# FLASHLLM_BENCH_DIR says which disk; make bench ARGS="-k kernels" takes some of them.
+bench: $(VENV)/.installed-test
+	mkdir -p build
+	$(BIN)/python -m pytest -q bench/micro --benchmark-json=build/micro.json $(ARGS)
 
 # Needs torch and transformers, which are large: only for this target.
 parity: $(VENV)/.installed-test
