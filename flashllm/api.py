@@ -49,7 +49,8 @@ class LLM:
     naive mode of benchmarks).  `mode`: exact (default), or approx: prompts are exact, decoding
     computes only the neurons that are predicted, by what was fitted to the container (MODEL.fit) at
     `recall` or by `predictors` (layer -> Predictor); recall is measured on the first and every
-    `audit`-th decoded token.  `governor=True` gives memory back under memory pressure and takes it
+    `audit`-th decoded token.  Where no neuron is exactly zero (SiLU, GELU) `density` says what
+    share of them to compute.  `governor=True` gives memory back under memory pressure and takes it
     again slowly (docs/MEMORY.md); a source of pressure is followed instead of the kernel's.
     `progress(done, total, label)` is called while loading and in prefill, `on_plan(plan)` before
     anything is loaded.
@@ -73,6 +74,7 @@ class LLM:
         policy: str | None = None,
         mode: str | None = None,
         recall: float | None = None,
+        density: float | None = None,
         predictors: Mapping[int, Predictor] | None = None,
         audit: int | None = None,
         pin: bool = True,
@@ -104,6 +106,7 @@ class LLM:
                 policy=policy,
                 mode=mode,
                 recall=recall,
+                density=density,
                 predictors=predictors,
                 audit=audit,
                 pin=pin,

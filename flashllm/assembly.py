@@ -8,13 +8,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from .container import Container, open_container
-from .errors import BudgetError, FormatError, UnknownNameError, UnsupportedError, UsageError
+from .errors import BudgetError, FormatError, UnknownNameError, UsageError
 from .floors import Floors, Touched
 from .kernels import choose_kernels
 from .models.approximate import Approximation
@@ -36,6 +36,7 @@ from .planning import (
 )
 from .predictors import Predictor
 from .predictors.fit import fit_path, open_fit
+from .predictors.magnitude import density_path, read_magnitudes
 from .probe.curve import DEFAULT_CURVE
 from .probe.device import Choice, choose_storage, probe_device
 from .probe.memory import automatic_budget
@@ -80,6 +81,7 @@ class Wishes:
     policy: str
     mode: str
     recall: float
+    density: float | None
     audit: int
     debug: bool
     pin: bool
@@ -150,7 +152,9 @@ def open_parts(
         max_tokens=plan.chunk, n_context=plan.n_context, path=path,
     )  # fmt: skip
     if predicted is not None:
-        model.approximation = Approximation(predicted.load(), audit_every=wishes.audit)
+        model.approximation = Approximation(
+            predicted.load(), predicted.thresholds, audit_every=wishes.audit
+        )
     state = model.new_state(plan.n_context, kv_dtype(wishes, container))
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
@@ -161,11 +165,13 @@ def open_parts(
 
 @dataclass(frozen=True)
 class Predicting:
-    """Predictors as a plan sees them: of which layers, how many bytes, and how to load them."""
+    """What decoding leaves out, as a plan sees it: predictors (of which layers, how many bytes, and
+    how to load them), or thresholds of magnitude by layer."""
 
     layers: tuple[int, ...] = ()
     n_bytes: int = 0
     load: Callable[[], Mapping[int, Predictor]] = dict
+    thresholds: Mapping[int, float] = field(default_factory=dict)
 
     def planes(self) -> set[str]:
         return {f"layers.{i}.{part}" for i in self.layers for part in ("deciding", "ffn")}
@@ -180,16 +186,17 @@ def predicting(
     predictors: Mapping[int, Predictor] | None,
 ) -> Predicting | None:
     """What names the neurons that decoding computes: nothing (None) in exact mode; in approximate
-    mode the `predictors` given, or those fitted to this container."""
+    mode the `predictors` given, or those fitted to this container; or, where no neuron is ever
+    exactly zero, thresholds for the density asked for."""
     if wishes.mode == "exact":
         if predictors:
             raise UsageError("predictors decide nothing in exact mode: ask for mode approx")
         return None
     if not config.sparse:
-        raise UnsupportedError(
-            f"{container.path}: approximate mode skips neurons that are exactly zero, and with "
-            f"{config.activation} none is"
-        )
+        return Predicting(thresholds=_thresholds(path, container, config, wishes, predictors))
+    if wishes.density is not None:
+        raise UsageError(f"{container.path}: density is for models without exact zeros; with "
+                         f"{config.activation} ask for a recall")
     sizes = {
         i: plane.n_items for i in range(config.n_layers)
         if (plane := container.planes.get(f"layers.{i}.ffn")) is not None
@@ -214,6 +221,23 @@ def predicting(
                              f"the layer has {sizes[layer]}")
     n_bytes = sum(predictor.resident_bytes for predictor in predictors.values())
     return Predicting(tuple(predictors), n_bytes, lambda: predictors)
+
+
+def _thresholds(path, container, config, wishes: Wishes, predictors) -> dict[int, float]:
+    """Layer -> threshold of a model whose neurons are never exactly zero."""
+    if wishes.density is None or predictors:
+        raise UsageError(
+            f"{container.path}: with {config.activation} no neuron is exactly zero: approximate "
+            "mode needs a density (calibration.density finds its thresholds), not a recall"
+        )
+    found = read_magnitudes(density_path(path))
+    found.require(density_path(path), container.digest)
+    chosen = found.thresholds(wishes.density)
+    for layer in chosen:
+        if f"layers.{layer}.deciding" not in container.planes:
+            raise FormatError(density_path(path), f"layer {layer}", "a layer with a deciding plane",
+                              "none")  # fmt: skip
+    return chosen
 
 
 def acquired_planes(container: Container, predicted: Predicting | None) -> set[str]:
@@ -318,7 +342,8 @@ def make_plan(
     passing = STORAGES[backend].cached_bytes(wishes.io_depth, STAGE_BYTES)
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
-                  rank_of(name, container, acquired), config.share_read(name))
+                  rank_of(name, container, acquired), config.share_read(name),
+                  picked=predicted is not None and name in predicted.planes())
         for name, plane in container.planes.items()
     ]  # fmt: skip
     most = min(config.n_context, 4096) if model_class.bounded_context else config.n_context
@@ -337,7 +362,7 @@ def make_plan(
                 "reader threads": wishes.io_depth * THREAD_BYTES,
                 "compute threads": wishes.num_threads * THREAD_BYTES,
                 **({"page cache in passing": passing} if passing else {}),
-                **({"predictors": predicted.n_bytes} if predicted else {}),
+                **({"predictors": predicted.n_bytes} if predicted and predicted.layers else {}),
                 **costs_of_store.fixed,
             },
             context=context_bytes,

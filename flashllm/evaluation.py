@@ -20,6 +20,7 @@ def negative_log_likelihood(
     *,
     window: int | None = None,
     separator: str = SEPARATOR,
+    decoding: bool = False,
     totals: Totals | None = None,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> tuple[float, int]:
@@ -28,8 +29,8 @@ def negative_log_likelihood(
     The text is cut at `separator` into documents and those into consecutive windows of `window`
     tokens; each window starts afresh with the model's BOS where it has one, and its tokens are
     scored given those before them in the window.  Without a BOS a window's first token is not
-    scored.  In approximate mode tokens are taken in one by one, as decoding does, since prompts are
-    exact.  What it took is added to `totals`.
+    scored.  In approximate mode, or with `decoding`, tokens are taken in one by one as decoding
+    does, since prompts are exact.  What it took is added to `totals`.
     """
     documents = [part.strip() for part in text.split(separator) if part.strip()]
     bos = [llm.tokenizer.bos_id] if llm.tokenizer.bos_id is not None else []
@@ -39,17 +40,20 @@ def negative_log_likelihood(
     total, scored = 0.0, 0
     for n_done, ids in enumerate(windows, start=1):
         if len(bos) + len(ids) >= 2:
-            nats, n = _score(llm, np.array(bos + ids, np.int32), totals)
+            nats, n = _score(llm, np.array(bos + ids, np.int32), decoding, totals)
             total, scored = total + nats, scored + n
         if progress is not None:
             progress(n_done, len(windows), "perplexity")
     return total, scored
 
 
-def _score(llm: LLM, ids: np.ndarray, totals: Totals | None) -> tuple[float, int]:
+def _score(
+    llm: LLM, ids: np.ndarray, decoding: bool, totals: Totals | None
+) -> tuple[float, int]:
     total = 0.0
+    one_by_one = decoding or llm.mode == "approx"
     for first, logits in llm.logit_pieces(
-        ids[:-1], piece_bytes=PIECE_BYTES, decoding=llm.mode == "approx", totals=totals
+        ids[:-1], piece_bytes=PIECE_BYTES, decoding=one_by_one, totals=totals
     ):
         logits = logits.astype(np.float64)
         peak = logits.max(axis=1, keepdims=True)

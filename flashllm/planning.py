@@ -46,7 +46,8 @@ UNUSED = "unused"
 class PlaneNeed:
     """One plane as the plan sees it. `rank`: its class, the least first; None is never kept.
 
-    `share`: how much of it one token asks for, where that is known (k of n experts).
+    `share`: how much of it one token asks for, where that is known (k of n experts).  `picked`:
+    decoding reads single frames of it, so that the ring need not serve what is missing.
     """
 
     name: str
@@ -54,6 +55,7 @@ class PlaneNeed:
     slot_bytes: int
     rank: int | None
     share: float = 1.0
+    picked: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ def plan_budget(
     stages = 0
     missing = base + longer + larger + whole - budget_bytes if keep else whole
     if not keep or missing > 0:
-        stages = _ring_stages(spare, missing, costs.stage)
+        stages = _ring_stages(spare, missing - _picked_bytes(wanted), costs.stage)
 
     ledger = Ledger(budget_bytes)
     for name, n_bytes in costs.fixed.items():
@@ -183,7 +185,7 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
         raise BudgetError(budget_bytes, floor, "for an engine that is open")
     missing, stages = base + whole - budget_bytes, 0
     if not never_streams or missing > 0:
-        missing += opened.streamed_bytes
+        missing += opened.streamed_bytes - _picked_bytes(wanted)
         stages = _ring_stages(budget_bytes - floor, missing, opened.stage_cost)
         stages = min(stages, ring_reserve(opened))
 
@@ -198,6 +200,10 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
         opened, ledger=ledger, resident=resident, ring_stages=stages,
         streamed_bytes=_streamed(opened.needs, resident),
     )  # fmt: skip
+
+
+def _picked_bytes(needs: Sequence[PlaneNeed]) -> int:
+    return sum(need.n_frames * need.slot_bytes for need in needs if need.picked)
 
 
 def _ring_stages(spare: int, missing: int, stage_cost: int) -> int:

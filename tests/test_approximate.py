@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from flashllm import LLM, assembly
+from flashllm.calibration.density import LOWEST, N_BINS, PER_OCTAVE, calibrate, threshold
 from flashllm.calibration.fit_writer import FitWriter
 from flashllm.calibration.sections import low_rank_section
 from flashllm.cli.main import main
@@ -17,7 +18,14 @@ from flashllm.container import open_container
 from flashllm.conversion.enlarge import inflate
 from flashllm.conversion.from_container import PlaneReader
 from flashllm.conversion.relayout import relayout
-from flashllm.errors import FitMismatchError, UnknownNameError, UnsupportedError, UsageError
+from flashllm.errors import (
+    FitMismatchError,
+    FlashReadError,
+    FormatError,
+    UnknownNameError,
+    UnsupportedError,
+    UsageError,
+)
 from flashllm.evaluation import negative_log_likelihood
 from flashllm.kernels import choose_kernels
 from flashllm.kernels.base import PieceView, weight_code
@@ -25,6 +33,7 @@ from flashllm.offload import WeightStore
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
 from flashllm.predictors.fit import fit_path
 from flashllm.predictors.header import Header
+from flashllm.predictors.magnitude import MAX_BYTES, density_path, read_magnitudes
 from flashllm.predictors.scores import FittedLayer
 from flashllm.units import KIB, MIB
 
@@ -288,6 +297,82 @@ def test_a_fit_beside_the_container_is_used(tmp_path, capsys):
         LLM(path, mode="approx")
 
 
+@pytest.mark.parametrize("variant", ["llama-mha", "qwen3"])
+def test_density_of_a_model_without_zeros(variant, tmp_path, monkeypatch):
+    plain, path = str(tiny.container(tmp_path, variant, quant="int8")), str(tmp_path / "s.flash")
+    with LLM(plain) as llm, pytest.raises(UnsupportedError, match="--bundle split"):
+        calibrate(llm, "a fox", densities=[0.5], n_tokens=9)
+    relayout(plain, path, bundle="split", per_frame=2)
+    with pytest.raises(UsageError, match="needs a density"):
+        LLM(path, mode="approx")
+    with LLM(path, prefill_chunk=5) as llm:
+        found = calibrate(llm, "a fox was old! " * 9, densities=[0.5, 0.25], n_tokens=99)
+        exact = llm.generate(IDS, max_tokens=9, temperature=0, ignore_eos=True, logprobs=5)
+    assert found.densities == (0.25, 0.5) and found.n_tokens == 99
+    found.save(density_path(path))
+    assert read_magnitudes(density_path(path)) == found
+    seen = []
+    for share in (1.0, 0.4, 0.0):
+        result = run(path, None, monkeypatch, share=share, density=0.5)
+        seen.append((result.tokens, result.logprobs))
+        assert result.flash["recall"] is None and result.flash["audit_bytes"] == 0
+        assert 0.3 < result.flash["density"] < 0.7
+    assert all(one == seen[0] for one in seen)
+    assert seen[0][1][:9] != exact.logprobs
+    every = dataclasses.replace(found, layers={i: (0.0, 0.0) for i in found.layers})
+    every.save(density_path(path))
+    assert run(path, None, monkeypatch, share=0.4, density=0.5).logprobs[:9] == exact.logprobs
+    with pytest.raises(UsageError, match="calibrated: 0.25, 0.5"):
+        LLM(path, mode="approx", density=0.6)
+    dataclasses.replace(found, model="ab" * 32).save(density_path(path))
+    with pytest.raises(FitMismatchError):
+        LLM(path, mode="approx", density=0.5)
+
+
+GOOD = {"densities": [0.3, 0.5], "layers": {"0": [0.2, 0.1]}, "model": "ab" * 32, "n_tokens": 4,
+        "text": "cd" * 32, "version": 1}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"version": 2}, {"more": 1}, {"model": "ab"}, {"text": 5}, {"n_tokens": 0},
+        {"n_tokens": True}, {"densities": []}, {"densities": [0.5, 0.3]}, {"densities": [0.3, 1.0]},
+        {"densities": [0.3, float("nan")]}, {"densities": [i / 100 for i in range(1, 99)]},
+        {"layers": {}}, {"layers": []}, {"layers": {"0": [0.2]}}, {"layers": {"0": [0.2, -1]}},
+        {"layers": {"x": [0.2, 0.1]}}, {"layers": {"99999": [0.2, 0.1]}}, {"layers": {"0": "ab"}},
+        {"layers": {"0": [1e999, 0.1]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_file_of_thresholds_is_read_with_suspicion(tmp_path, changes):
+    path = tmp_path / "x.density"
+    path.write_text(json.dumps(GOOD))
+    assert read_magnitudes(path).thresholds(0.5) == {0: 0.1}
+    path.write_text(json.dumps({**GOOD, **changes}))
+    with pytest.raises(UnsupportedError if "version" in changes else FormatError):
+        read_magnitudes(path)
+
+
+def test_what_is_no_file_of_thresholds(tmp_path):
+    path = tmp_path / "x.density"
+    with pytest.raises(FlashReadError):
+        read_magnitudes(path)
+    for text in ("", "[" * 100_000, "[]", "{", " " * (MAX_BYTES + 1)):
+        path.write_text(text)
+        with pytest.raises(FormatError):
+            read_magnitudes(path)
+
+
+def test_a_threshold_is_the_quantile():
+    magnitude = np.random.default_rng(0).exponential(size=20_000)
+    bins = ((np.log2(magnitude) - LOWEST) * PER_OCTAVE).astype(int)
+    counts = np.bincount(np.clip(bins, 0, N_BINS - 1), minlength=N_BINS)
+    for density in (0.01, 0.3, 0.5, 0.9):
+        assert abs(np.mean(magnitude >= threshold(counts, density)) - density) < 0.01
+    assert threshold(counts, 1e-9) <= magnitude.max() < 2 * threshold(counts, 1e-9)
+
+
 def test_predictors_are_in_the_ledger(made):
     path, truths, _ = made
     predictors = {i: Forgetful(truth) for i, truth in truths.items()}
@@ -309,6 +394,5 @@ def test_what_is_refused(made, tmp_path):
         LLM(path, mode="approx", predictors={77: DensePredictor(5)})
     with pytest.raises(UsageError, match="audit"):
         LLM(path, mode="approx", predictors={}, audit=-1)
-    silu = str(tiny.container(tmp_path, "llama-mha"))
-    with pytest.raises(UnsupportedError, match="silu"):
-        LLM(silu, mode="approx", predictors={0: DensePredictor(5)})
+    with pytest.raises(UsageError, match="ask for a recall"):
+        LLM(path, mode="approx", density=0.5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from flashllm.errors import BudgetError
@@ -90,6 +92,15 @@ def test_a_token_brings_in_the_share_that_is_routed_to_it():
     absent = sum((n.n_frames - routed.resident[n.name]) * n.slot_bytes for n in experts)
     assert absent and routed.streamed_bytes == every.streamed_bytes == every.bytes_per_token
     assert routed.bytes_per_token == every.bytes_per_token - absent * 3 // 4
+
+
+def test_a_ring_serves_what_is_streamed_and_not_what_is_picked():
+    """The same needs, the last class picked: fewer stages, and the more is kept."""
+    picked = [dataclasses.replace(need, picked=need.rank == 2) for need in NEEDS]
+    budget = floor_of() + 60 * MIB
+    one, other = plan(budget), plan(budget, needs=picked)
+    assert MIN_RING_STAGES <= other.ring_stages < one.ring_stages
+    assert sum(other.resident.values()) > sum(one.resident.values())
 
 
 def test_nothing_is_kept_in_naive_mode():

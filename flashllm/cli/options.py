@@ -18,6 +18,7 @@ ENGINE_FLAGS = (
     ("--io-depth", "N", int, "reads in flight"),
     ("--mode", "NAME", str, "exact, or approx: decode with predicted neurons only"),
     ("--recall", "R", float, "approx: share of the active neurons to be predicted, such as 0.99"),
+    ("--density", "D", float, "approx, models without exact zeros: share of neurons to compute"),
     ("--audit", "N", int, "approx: measure recall on every N-th token; 0 never"),
     ("--policy", "NAME", str, "eviction policy of the bundle cache: lru, lfu, window"),
 )

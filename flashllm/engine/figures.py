@@ -29,6 +29,7 @@ def flash_figures(totals: Totals) -> dict[str, Any]:
         "bytes_read": counters.get("bytes_read", 0),
         "decode_bytes_read": decoding.get("bytes_read", 0),
         "audit_bytes": counters.get("audit_bytes", 0),
+        "audit_ms": predicted.audit_ns / 1e6,
         "reads": counters.get("reads", 0),
         "decode_reads": decoding.get("reads", 0),
         "bytes_useful": counters.get("bytes_useful", 0),

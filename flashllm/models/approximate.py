@@ -24,13 +24,14 @@ from ..predictors import Predictor
 @dataclass
 class PredictedCounts:
     """Sums over layers (and tokens): `computed` of the `predicted` are active; audited tokens have
-    `true` active neurons, of which `found` were among the `guessed`."""
+    `true` active neurons, of which `found` were among the `guessed`; audits took `audit_ns`."""
 
     predicted: int = 0
     computed: int = 0
     true: int = 0
     guessed: int = 0
     found: int = 0
+    audit_ns: int = 0
 
     def add(self, other: PredictedCounts) -> None:
         for name in self.__dataclass_fields__:
@@ -97,7 +98,9 @@ class ApproximateFFN:
         counts = PredictedCounts(predicted=ids.size, computed=active.size)
         if self.approximation.auditing:
             self.clock.phase = PREDICT
+            start = time.perf_counter_ns()
             counts.true = self._audited(layer, x)
+            counts.audit_ns = time.perf_counter_ns() - start
             counts.guessed, counts.found = ids.size, active.size
         self._count_computed(layer, active.size, counts)
 
