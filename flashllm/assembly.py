@@ -339,7 +339,7 @@ def make_plan(
 
     if backend is None:
         backend = wishes.storage if wishes.storage in STORAGES else "direct"
-    passing = STORAGES[backend].cached_bytes(wishes.io_depth, STAGE_BYTES)
+    passing = min(STORAGES[backend].cached_bytes(wishes.io_depth, STAGE_BYTES), container.size)
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
                   rank_of(name, container, acquired), config.share_read(name),

@@ -17,8 +17,8 @@ AHEAD_BYTES = 8 * MIB
 # A few threads copy: reads are in flight by advice, or a block at a time.  Measured with extents of
 # 1 MiB: 4 threads 1.0 GB/s where 16 got 0.4, because neighbours in a block came too far apart.
 MOST_THREADS = 4
-# Of ext/fl_blocks.h: every thread in two blocks, and four blocks that were used in part.
-BLOCK_BYTES = (2 * MOST_THREADS + 4) * 2 * MIB
+# Of ext/fl_blocks.h: a block for every thread (neighbours share them), four used in part.
+BLOCK_BYTES = (MOST_THREADS + 4) * 2 * MIB
 LEAST_IN_BLOCKS = 512 * KIB
 
 
