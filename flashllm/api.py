@@ -52,6 +52,7 @@ class LLM:
     `audit`-th decoded token.  Where no neuron is exactly zero (SiLU, GELU) `density` says what
     share of them to compute.  `governor=True` gives memory back under memory pressure and takes it
     again slowly (docs/MEMORY.md); a source of pressure is followed instead of the kernel's.
+    `reserve_bytes` of the budget are the caller's own, a line of the plan.
     `progress(done, total, label)` is called while loading and in prefill, `on_plan(plan)` before
     anything is loaded.
 
@@ -77,6 +78,7 @@ class LLM:
         density: float | None = None,
         predictors: Mapping[int, Predictor] | None = None,
         audit: int | None = None,
+        reserve_bytes: int = 0,
         pin: bool = True,
         debug: bool | None = None,
         governor: bool | Source | None = None,
@@ -109,6 +111,7 @@ class LLM:
                 density=density,
                 predictors=predictors,
                 audit=audit,
+                reserve_bytes=reserve_bytes,
                 pin=pin,
                 debug=debug,
                 on_plan=on_plan,

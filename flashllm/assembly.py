@@ -35,7 +35,7 @@ from .planning import (
     ring_reserve,
 )
 from .predictors import Predictor
-from .predictors.fit import fit_path, open_fit
+from .predictors.fit import Fit, fit_extents, fit_path, is_fit_blob, open_fit
 from .predictors.magnitude import density_path, read_magnitudes
 from .probe.curve import DEFAULT_CURVE
 from .probe.device import Choice, choose_storage, probe_device
@@ -109,6 +109,7 @@ def open_parts(
     *,
     ram_budget: int | str | None = None,
     predictors: Mapping[int, Predictor] | None = None,
+    reserve_bytes: int = 0,
     on_plan: Callable[[Plan], None] | None = None,
     **given: Any,
 ) -> Parts:
@@ -123,7 +124,8 @@ def open_parts(
     drop_library_cache()
     predicted = predicting(path, container, config, kernels, wishes, predictors)
     arguments = (container, config, model_class, kernels, wishes, budget)
-    known = {"process_bytes": interpreter_bytes(), "predicted": predicted}
+    known = {"process_bytes": interpreter_bytes(), "predicted": predicted,
+             "reserve_bytes": reserve_bytes}  # fmt: skip
     plan = make_plan(*arguments, **known)
     memory = MemoryWatch()
     choice = choose_backend(path, wishes.storage, streams=plan.streamed_bytes > 0)
@@ -202,11 +204,7 @@ def predicting(
         if (plane := container.planes.get(f"layers.{i}.ffn")) is not None
     }  # fmt: skip
     if predictors is None:
-        if not fit_path(path).exists():
-            raise UsageError(f"approximate mode needs predictors, and there is no "
-                             f"{fit_path(path)}: flashllm fit makes it")
-        fit = open_fit(fit_path(path))
-        fit.require(container.digest)
+        fit = find_fit(path, container)
         fit.require_shape(config.hidden_size, sizes)
         fit.place(wishes.recall)
         return Predicting(
@@ -238,6 +236,19 @@ def _thresholds(path, container, config, wishes: Wishes, predictors) -> dict[int
             raise FormatError(density_path(path), f"layer {layer}", "a layer with a deciding plane",
                               "none")  # fmt: skip
     return chosen
+
+
+def find_fit(path: str, container: Container) -> Fit:
+    """The predictors beside a container, or else inside it; UsageError where there are none."""
+    if fit_path(path).exists():
+        fit = open_fit(fit_path(path))
+        fit.require(container.digest)
+        return fit
+    extents = fit_extents({name: (b.offset, b.n_bytes) for name, b in container.blobs.items()})
+    if not extents:
+        raise UsageError(f"approximate mode needs predictors, and there is no {fit_path(path)}: "
+                         "flashllm fit makes it")
+    return open_fit(path, extents=extents)
 
 
 def acquired_planes(container: Container, predicted: Predicting | None) -> set[str]:
@@ -315,6 +326,7 @@ def make_plan(
     *,
     process_bytes: int,
     predicted: Predicting | None = None,
+    reserve_bytes: int = 0,
     backend: str | None = None,
 ) -> Plan:
     """The byte plan of this container under `budget`; see planning.plan_budget.
@@ -363,6 +375,7 @@ def make_plan(
                 "compute threads": wishes.num_threads * THREAD_BYTES,
                 **({"page cache in passing": passing} if passing else {}),
                 **({"predictors": predicted.n_bytes} if predicted and predicted.layers else {}),
+                **({"held by the caller": reserve_bytes} if reserve_bytes else {}),
                 **costs_of_store.fixed,
             },
             context=context_bytes,
@@ -396,7 +409,7 @@ def load_tokenizer(container: Container, config: Any):
     """The carried tokenizer, or None when the container has none."""
     from .tokenization import Tokenizer
 
-    blobs = {name: container.read_blob(name) for name in container.blobs}
+    blobs = {name: container.read_blob(name) for name in container.blobs if not is_fit_blob(name)}
     return Tokenizer.from_blobs(blobs, path=container.path, bos_id=config.bos_id)
 
 

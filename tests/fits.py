@@ -51,10 +51,9 @@ def write(path: Path, *made) -> Path:
     """A fit of (layer, section, …) tuples; default: one of each kind."""
     made = made or (low_rank(), low_bit())
     with FitWriter(path) as writer:
-        for one in made:
-            writer.add(one[0], one[1])
+        numbers = [writer.add(one[0], one[1]) for one in made]
         writer.commit(Header(
             model=MODEL, hidden_size=HIDDEN, text=TEXT, text_name="t", n_tokens=100,
             recalls=RECALLS, layers=tuple(one[0] for one in made),
-        ))  # fmt: skip
+        ), numbers)  # fmt: skip
     return path

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,36 +19,36 @@ from ..units import align_up
 
 
 class FitWriter:
-    """`add` sections in ascending order of layer, then `commit`; leaving the `with` without it
-    leaves nothing behind."""
+    """`add` sections, then `commit` those that were chosen; leaving the `with` without it leaves
+    nothing behind."""
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._sections = self.path.with_name(self.path.name + ".sections")
         self._partial = self.path.with_name(self.path.name + ".partial")
-        self._layers: list[FittedLayer] = []
+        self._at: list[tuple[int, int, str]] = []  # offset, bytes, digest
         self._file = open(self._sections, "w+b")  # noqa: SIM115 (closed by close)
 
-    def add(self, layer: FittedLayer, section: bytes) -> None:
-        """A layer without offset, bytes and digest, and the bytes that its form asks for."""
+    def add(self, layer: FittedLayer, section: bytes) -> int:
+        """The bytes that the form of `layer` asks for; returns the number to commit them by."""
         wanted = section_bytes(layer)
         if align_up(len(section), ALIGNMENT) != wanted:
             raise UsageError(f"a section of {len(section)} bytes for a form of {wanted}")
         padded = section.ljust(wanted, b"\0")
-        digest = hashlib.sha256(padded).hexdigest()
-        self._layers.append(replace(layer, n_bytes=wanted, sha256=digest))
+        self._at.append((self._file.tell(), wanted, hashlib.sha256(padded).hexdigest()))
         self._file.write(padded)
+        return len(self._at) - 1
 
-    def commit(self, header: Header) -> Header:
-        """Write `header`, whose layers may differ from those added in what was measured, and the
-        sections; give the file its name.  Returns the header as written."""
-        if [x.layer for x in header.layers] != [x.layer for x in self._layers]:
-            raise UsageError("the header has other layers than were added")
-        header = replace(header, layers=self._placed(header))
+    def commit(self, header: Header, numbers: list[int]) -> Header:
+        """Write `header`, whose layers are those added by `numbers`, and their sections; give the
+        file its name.  Returns the header as written."""
+        header = replace(header, layers=self._placed(header, numbers))
         with open(self._partial, "wb") as out:
             out.write(header.encode())
-            self._file.seek(0)
-            shutil.copyfileobj(self._file, out, 2**20)
+            for number in numbers:
+                offset, n_bytes, _ = self._at[number]
+                self._file.seek(offset)
+                out.write(self._file.read(n_bytes))
             out.flush()
             os.fsync(out.fileno())
         os.replace(self._partial, self.path)
@@ -57,16 +56,15 @@ class FitWriter:
         sync_directory(self.path.parent)
         return header
 
-    def _placed(self, header: Header) -> tuple[FittedLayer, ...]:
+    def _placed(self, header: Header, numbers: list[int]) -> tuple[FittedLayer, ...]:
         """Layers with their offsets: these are digits in the manifest, whose length they move."""
         head = 0
         while True:
             layers, end = [], head
-            for said, added in zip(header.layers, self._layers, strict=True):
-                layers.append(
-                    replace(said, offset=end, n_bytes=added.n_bytes, sha256=added.sha256)
-                )
-                end += added.n_bytes
+            for said, number in zip(header.layers, numbers, strict=True):
+                _, n_bytes, digest = self._at[number]
+                layers.append(replace(said, offset=end, n_bytes=n_bytes, sha256=digest))
+                end += n_bytes
             needed = replace(header, layers=tuple(layers)).head_bytes()
             if needed <= head:
                 return tuple(layers)

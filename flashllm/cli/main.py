@@ -24,6 +24,7 @@ VERBS = {
     "inflate": ("inflate", "widen a Llama-family model with the same function"),
     "perplexity": ("perplexity", "perplexity of a text under a model"),
     "trace": ("trace", "record which neurons a text activates"),
+    "fit": ("fit", "fit predictors of active neurons to a container"),
     "simulate": ("simulate", "replay a trace through caches and devices, without weights"),
     "bench": ("bench", "llama-bench's table, under a ladder of RAM caps"),
     "stress": ("stress", "does the RAM cap hold on this machine? runs it under limits"),

@@ -6,8 +6,13 @@ import sys
 import time
 
 HEARTBEAT_S = 10.0  # long silences look like a hang
-# by label; everything else counts bytes
-UNITS = {"prompt": "tok", "perplexity": "windows", "trace": "tok"}
+# by the label's first word; everything else counts bytes
+UNITS = {"prompt": "tok", "perplexity": "windows", "trace": "tok", "pass": "tok",
+         "layers": "layers"}  # fmt: skip
+
+
+def unit_of(label: str) -> str:
+    return UNITS.get(label.split(" ", 1)[0], "B")
 
 
 class Progress:
@@ -38,7 +43,7 @@ class Progress:
         if self._bar is None:
             from tqdm import tqdm
 
-            unit = UNITS.get(label, "B")
+            unit = unit_of(label)
             self._bar = tqdm(
                 total=total, desc=label, unit=unit, unit_scale=unit == "B", unit_divisor=1024,
                 file=self._stream, leave=False,

@@ -21,6 +21,7 @@ from ..container.files import drop_page_cache, read_exactly
 from ..errors import CheckpointError, ChecksumError
 from ..models.base import bundling
 from ..models.configs import config_from_dict
+from ..predictors.fit import is_fit_blob
 from ..quant import WEIGHT_TYPES
 
 
@@ -113,7 +114,8 @@ class ContainerCheckpoint(Checkpoint):
 
     @property
     def tokenizer_files(self) -> dict[str, bytes]:
-        return {name: self._container.read_blob(name) for name in self._container.blobs}
+        names = [name for name in self._container.blobs if not is_fit_blob(name)]
+        return {name: self._container.read_blob(name) for name in names}
 
     def names(self) -> list[str]:
         return [*self._planes, *self._vectors]

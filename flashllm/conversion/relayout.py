@@ -21,6 +21,7 @@ from ..container import Container, ContainerWriter, open_container
 from ..container.base import MAX_FRAME_BYTES, PlaneShape
 from ..errors import UsageError
 from ..models.base import bundling
+from ..predictors.fit import is_fit_blob
 from ..tracing import Trace, read_trace
 from ..tracing.order import order_for
 from .convert import CONVERTER_VERSION, check_bundle, neuron_order
@@ -125,7 +126,8 @@ def relayout(
             for name, values in source.load_vectors().items():
                 ids = neuron_order(name, orders)
                 writer.add_vectors({name: values if ids is None else values[ids]})
-            for name in source.blobs:
+            # Predictors name bundles by their places, which are others now.
+            for name in (name for name in source.blobs if not is_fit_blob(name)):
                 writer.add_blob(name, source.read_blob(name))
             digest = writer.commit()
         arranged = bundling([target.shape.name for target in made])

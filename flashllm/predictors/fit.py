@@ -10,7 +10,7 @@ import errno
 import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +29,21 @@ _FLAGS |= getattr(os, "O_BINARY", 0)
 def fit_path(model: str | os.PathLike) -> Path:
     """Where the fit of a container is looked for: `model.flash.fit` beside `model.flash`."""
     return Path(f"{os.fspath(model)}.fit")
+
+
+BLOB = "predictors.fit."  # of a container, and a number from 0 (FIT.md section 5)
+
+
+def is_fit_blob(name: str) -> bool:
+    return name.startswith(BLOB)
+
+
+def fit_extents(blobs: Mapping[str, tuple[int, int]]) -> list[tuple[int, int]]:
+    """Where a container, of blobs name -> (offset, bytes), carries a fit; [] if it has none."""
+    extents = []
+    while (name := f"{BLOB}{len(extents)}") in blobs:
+        extents.append(blobs[name])
+    return extents
 
 
 def open_fit(
@@ -68,10 +83,9 @@ class Fit:
 
     @property
     def resident_bytes(self) -> int:
-        """All predictors of the fit, their shared scratch, and the section that is being read."""
+        """All predictors of the fit and their shared scratch."""
         kept = sum(FITTED[layer.kind].bytes_kept(layer) for layer in self.layers)
-        passing = max(FITTED[layer.kind].rest_bytes(layer) for layer in self.layers)
-        return kept + Scratch.bytes_needed(list(self.layers)) + 2 * passing
+        return kept + Scratch.bytes_needed(list(self.layers))
 
     def require(self, digest: str) -> None:
         """FitMismatchError unless this was fitted to the container with that digest."""
@@ -114,7 +128,7 @@ class Fit:
         self, layer: FittedLayer, threshold: float, kernels: KernelSet, scratch: Scratch
     ) -> FittedPredictor:
         kind, where = FITTED[layer.kind], f"layer {layer.layer}"
-        weights = _aligned(kind.weight_bytes(layer))
+        weights = aligned(kind.weight_bytes(layer))
         rest = np.empty(layer.n_bytes - weights.size, np.uint8)
         self._source.read_into(layer.offset, weights, where)
         self._source.read_into(layer.offset + weights.size, rest, where)
@@ -126,7 +140,7 @@ class Fit:
         return kind(self.path, layer, weights, rest, threshold, kernels, scratch)
 
 
-def _aligned(n_bytes: int) -> np.ndarray:
+def aligned(n_bytes: int) -> np.ndarray:
     """uint8 [n_bytes] at a multiple of 64, as the kernels like it."""
     raw = np.empty(n_bytes + ALIGNMENT, np.uint8)
     first = -raw.ctypes.data % ALIGNMENT

@@ -78,7 +78,7 @@ class LowBitPredictor(FittedPredictor):
         self._refuse("ids", ascending and not seen[ids].any(), "ascending, each once", "others")
         seen[ids] = True
 
-    def _raw(self, x: np.ndarray) -> np.ndarray:
+    def raw(self, x: np.ndarray) -> np.ndarray:
         kernels, acts = self.kernels, self.scratch.activations
         kernels.prepare(acts, x.reshape(1, -1), self._x_piece)
         raw = self.scratch.raw[0]

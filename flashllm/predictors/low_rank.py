@@ -62,7 +62,7 @@ class LowRankPredictor(FittedPredictor):
         self._z = np.zeros((1, self.layer.form["rank"]), np.float32)
         return (threshold - bias.astype(np.float64)).astype(np.float32)
 
-    def _raw(self, x: np.ndarray) -> np.ndarray:
+    def raw(self, x: np.ndarray) -> np.ndarray:
         kernels, acts, rank = self.kernels, self.scratch.activations, self._z.shape[1]
         kernels.prepare(acts, x.reshape(1, -1), self._a)
         kernels.dot_range(acts, self._a_at, self._a, 0, rank, self._z)

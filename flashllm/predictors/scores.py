@@ -54,15 +54,19 @@ class Scratch:
     def bytes_needed(layers: list[FittedLayer]) -> int:
         """What it holds, and the int64 ids that NumPy makes in passing."""
         most = max(layer.n_bundles for layer in layers)
-        widest = max(layer.hidden_size for layer in layers)
-        return KernelSet.activation_bytes(1, widest) + most * (4 + 1 + 1 + 4 + 8)
+        return Scratch.bytes_for(most, max(layer.hidden_size for layer in layers))
+
+    @staticmethod
+    def bytes_for(n_bundles: int, hidden_size: int) -> int:
+        """The same for the largest layer's shape."""
+        return KernelSet.activation_bytes(1, hidden_size) + n_bundles * (4 + 1 + 1 + 4 + 8)
 
 
 class FittedPredictor(Predictor):
     """A predictor of a .fit file: `weights` is the part of its section that stays in memory.
 
     A kind says how many bytes its section has (`section_bytes`, `weight_bytes` of them weights),
-    reads the rest of it once (`_read_rest`, which refuses what FIT.md refuses) and computes `_raw`.
+    reads the rest of it once (`_read_rest`, which refuses what FIT.md refuses) and computes `raw`.
     """
 
     def __init__(
@@ -100,7 +104,7 @@ class FittedPredictor(Predictor):
         """float32, one per row: the raw value above which a row's bundle is predicted."""
 
     @abstractmethod
-    def _raw(self, x: np.ndarray) -> np.ndarray:
+    def raw(self, x: np.ndarray) -> np.ndarray:
         """float32, one per row, in scratch."""
 
     @abstractmethod
@@ -109,7 +113,7 @@ class FittedPredictor(Predictor):
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Ids in the fit's scratch: valid until the next `predict` of any of its layers."""
-        raw, s, n = self._raw(x), self.scratch, self.n_bundles
+        raw, s, n = self.raw(x), self.scratch, self.n_bundles
         above = s.above[: len(raw)]
         np.greater(raw, self._cut, out=above)
         bundles = self._bundles(np.flatnonzero(above))

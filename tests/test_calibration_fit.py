@@ -1,0 +1,305 @@
+"""Fitting: the closed form against brute force, rounding, sharing out bits, and all of it together
+on a tiny model, under a cap."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+
+import numpy as np
+import pytest
+
+from flashllm import LLM
+from flashllm.calibration import low_bit, statistics
+from flashllm.calibration.fitting import fit
+from flashllm.calibration.low_rank import reduced_rank
+from flashllm.calibration.solving import Solved, choose
+from flashllm.calibration.statistics import roles_of
+from flashllm.cli.main import main
+from flashllm.container import open_container
+from flashllm.errors import BudgetError, FitMismatchError, UnsupportedError, UsageError
+from flashllm.predictors import open_fit
+from flashllm.units import MIB
+
+from . import capped, fits, tiny
+
+TEXT = ("once upon a time there was a fox. the fox was old, and it was happy! but the moon "
+        "was cold, and no one came.\n") * 12  # fmt: skip
+
+
+# -------------------------------------------------------------------------------- the closed form
+
+
+def inputs(n=4000, hidden=12, seed=0):
+    """Correlated inputs and a deciding matrix."""
+    random = np.random.default_rng(seed)
+    mix = random.standard_normal((hidden, hidden)) * np.geomspace(3, 0.05, hidden)
+    x = random.standard_normal((n, hidden)) @ mix.T
+    return x - x.mean(axis=0), random.standard_normal((30, hidden))
+
+
+@pytest.mark.parametrize("rank", [1, 3, 7, 12])
+def test_no_matrix_of_that_rank_is_nearer(rank):
+    x, w = inputs()
+    y = x @ w.T
+    a, b = reduced_rank(lambda: iter([(0, w[:11]), (11, w[11:])]), len(w), x.T @ x / len(x), rank,
+                        weighted=False)  # fmt: skip
+    ours = np.square(y - x @ a.T.astype(float) @ b.T).sum()
+    # Brute force: regress, then keep the best directions of what was fitted (Izenman, 1975).
+    sizes = np.linalg.svd(x @ np.linalg.lstsq(x, y, rcond=None)[0], compute_uv=False)
+    best = np.square(sizes[rank:]).sum()
+    assert ours <= best * (1 + 1e-4) + 1e-6 * np.square(y).sum()
+    assert ours >= best * (1 - 1e-4) - 1e-6 * np.square(y).sum()
+
+
+def test_leading_parts_are_the_best_of_their_rank():
+    x, w = inputs()
+    covariance = x.T @ x / len(x)
+    a, b = reduced_rank(lambda: iter([(0, w)]), len(w), covariance, 8)
+    few_a, few_b = reduced_rank(lambda: iter([(0, w)]), len(w), covariance, 3)
+    assert np.allclose(b[:, :3] @ a[:3], few_b @ few_a, atol=1e-4)
+
+
+def test_directions_that_inputs_do_not_take_are_left_out():
+    x, w = inputs()
+    x[:, 5] = x[:, 2]
+    a, b = reduced_rank(lambda: iter([(0, w)]), len(w), x.T @ x / len(x), 12)
+    assert len(a) == 11 and np.isfinite(a).all()
+    assert np.abs(x @ w.T - x @ a.T @ b.T).max() < 1e-2
+
+
+# ---------------------------------------------------------------------------- rounding and bits
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 4])
+def test_rounding_with_feedback_beats_rounding_to_the_nearest(bits):
+    x, w = inputs(hidden=40)
+    w = w.astype(np.float32)
+    codes, steps = low_bit.Rounding(x.T @ x / len(x)).codes(w, (bits,))
+    assert codes.max() < 2**bits
+    step = steps[0][:, None]
+    nearest = np.clip(np.rint(w / step + (2**bits - 1) / 2), 0, 2**bits - 1)
+
+    def left(c):
+        """Deviation of what a copy gets wrong, its scale being chosen for it."""
+        raw, y = x @ (low_bit.levels(c.astype(np.uint8), bits) * step / 2).T, x @ w.T
+        slope = (raw * y).sum(axis=0) / (raw * raw).sum(axis=0)
+        return np.sqrt(np.square(y - raw * slope).mean())
+
+    assert left(codes[0]) < 0.8 * left(nearest)
+
+
+def scored(n_rows=50, n_tokens=3000, seed=0):
+    """Tables of rows whose scores get better with their choice; some rows hardly ever fire."""
+    random = np.random.default_rng(seed)
+    truth = random.standard_normal((n_tokens, n_rows)) - np.linspace(1, 3, n_rows)
+    active = truth > 0
+    tables = low_bit.Tables(n_rows, 4)
+    for choice, noise in ((1, 1.0), (2, 0.3), (3, 0.1)):
+        guess = truth + noise * random.standard_normal(truth.shape)
+        tables.count(0, choice, guess / noise, active)
+    return tables, active
+
+
+def test_tables_count_misses_and_false_alarms():
+    random = np.random.default_rng(1)
+    scores, active = random.standard_normal((200, 3)) * 4, random.random((200, 3)) < 0.3
+    tables = low_bit.Tables(5, 2)
+    tables.count(2, 1, scores, active)
+    for k in (0, 7, len(low_bit.GRID) - 1):
+        above = scores > low_bit.GRID[k]
+        assert (tables.false[2:, 1, k] == (above & ~active).sum(axis=0)).all()
+        assert (tables.missed[2:, 1, k] == (~above & active).sum(axis=0)).all()
+    assert not tables.false[:2].any() and not tables.missed[:, 0].any()
+
+
+@pytest.mark.parametrize("budget", [400, 900, 2000])
+def test_bits_go_where_they_save_most_and_within_the_budget(budget):
+    tables, active = scored()
+    sizes = np.array([0.0, 10.0, 20.0, 40.0])
+    expected = active.sum(axis=0) + 0.5
+
+    def false_alarms(chosen):
+        missed = tables.missed.astype(float)
+        missed[:, 0] = expected[:, None]
+        rows = np.arange(len(chosen))
+        misses = missed[rows, chosen].sum(axis=0)
+        at = np.flatnonzero(misses <= 0.02 * expected.sum())
+        return tables.false[rows, chosen].sum(axis=0)[at[-1]] if at.size else np.inf
+
+    chosen = low_bit.choose_bits(tables, expected, sizes, budget=budget, recall=0.98, worth=0.0)
+    assert sizes[chosen].sum() <= budget
+    same = int(max(c for c in range(4) if sizes[c] * 50 <= budget))
+    assert false_alarms(chosen) <= false_alarms(np.full(50, same))
+
+
+def test_memory_that_saves_too_little_is_not_used():
+    tables, active = scored()
+    sizes, expected = np.array([0.0, 10.0, 20.0, 40.0]), active.sum(axis=0) + 0.5
+    free, dear = (
+        low_bit.choose_bits(tables, expected, sizes, budget=10**9, recall=0.98, worth=worth)
+        for worth in (0.0, 30.0)
+    )
+    assert sizes[dear].sum() < sizes[free].sum()
+
+
+def solved(cost, n_bytes):
+    return Solved(fits.low_bit()[0], b"", n_bytes, 0.0, cost)
+
+
+def test_layers_share_a_budget_by_what_it_saves():
+    layers = [[solved(100, 10), solved(40, 20), solved(30, 40)],
+              [solved(50, 10), solved(45, 20)],
+              [solved(9, 10)]]  # fmt: skip
+    picked = choose(layers, 45)
+    assert [one.cost for one in picked] == [40, 50, 9]
+    assert [one.cost for one in choose(layers, 1000)] == [30, 45, 9]
+    assert [one.cost for one in choose(layers, 30)] == [100, 50, 9]
+    with pytest.raises(UsageError, match="larger share"):
+        choose(layers, 29)
+
+
+def test_roles_are_apart_and_every_one_is_served():
+    windows = [np.zeros(10, np.int32)] * 40
+    roles = roles_of(windows)
+    assert roles[-6:] == [statistics.MEASURE] * 6 and statistics.MEASURE not in roles[:-6]
+    assert roles.count(statistics.THRESHOLDS) == 8
+    assert set(roles_of(windows[:3])) == {0, 1, 2}
+
+
+# ------------------------------------------------------------------------------- a tiny model
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return tiny.container(tmp_path_factory.mktemp("fit"))
+
+
+@pytest.fixture(scope="module", params=["low_bit", "low_rank"])
+def fitted(request, model, tmp_path_factory):
+    folder = tmp_path_factory.mktemp(request.param)
+    path = folder / model.name
+    shutil.copy(model, path)
+    report = fit(str(path), text=TEXT, text_name="fox", recall=0.9, share=0.9, window=32,
+                 n_tokens=900, kinds=(request.param,))  # fmt: skip
+    return path, report
+
+
+def test_a_fit_is_found_beside_the_model_and_used(fitted):
+    path, report = fitted
+    made = open_fit(f"{path}.fit")
+    assert report.path.name == f"{path.name}.fit"
+    with open_container(path) as container:
+        made.require(container.digest)
+    assert made.resident_bytes == report.resident_bytes <= 0.9 * report.streamed_bytes
+    assert {0.9, 0.99} <= set(made.recalls)
+    with LLM(str(path), mode="approx", recall=0.9, audit=1, n_context=64) as llm:
+        result = llm.generate("once upon", max_tokens=20, temperature=0, ignore_eos=True)
+    assert result.flash["mode"] == "approx" and result.flash["recall"] > 0.75
+
+
+def test_what_is_reported_is_what_the_predictors_do(fitted):
+    """Recall on the very text: it is short and all alike, so the thresholds fit all of it."""
+    path, report = fitted
+    with LLM(str(path), n_context=32, prefill_chunk=1) as llm:
+        loaded = open_fit(f"{path}.fit").load(llm.kernels, 0.9)
+        found, true = dict.fromkeys(loaded, 0), dict.fromkeys(loaded, 0)
+
+        def observer(layer, x, decided):
+            active = np.flatnonzero(decided[0] > 0)
+            found[layer] += np.isin(active, loaded[layer].predict(x[0])).sum()
+            true[layer] += active.size
+
+        ids = llm.encode(TEXT, add_bos=False)[:300]
+        for at in range(0, 300, 30):
+            llm.observe(ids[at : at + 30], observer)
+    for one in report.layers:
+        n = one.layer.layer
+        assert found[n] / true[n] == pytest.approx(0.9, abs=0.04)
+        assert one.layer.recall[one.layer.thresholds.index(max(one.layer.thresholds))] < 0.9
+
+
+def test_one_layer_at_a_time_gives_the_same_file(model, tmp_path, monkeypatch):
+    from flashllm.calibration import fitting
+
+    digests = []
+    for most in (8, 1):
+        monkeypatch.setattr(fitting, "_groups", lambda tasks, *a, most=most, **k: [
+            tasks[i : i + most] for i in range(0, len(tasks), most)])  # fmt: skip
+        out = tmp_path / f"{most}.fit"
+        report = fit(str(model), text=TEXT, text_name="fox", share=0.9, window=32, n_tokens=600,
+                     out=out, kinds=("low_bit",))  # fmt: skip
+        digests.append([layer.sha256 for layer in open_fit(out).layers])
+        assert report.n_passes == (1 if most == 8 else len(digests[0]))
+    assert digests[0] == digests[1]
+
+
+def test_units_are_predicted_whole(model, tmp_path):
+    report = fit(str(model), text=TEXT, text_name="fox", share=0.9, window=32, n_tokens=600,
+                 out=tmp_path / "u.fit", unit=4, kinds=("low_bit",))  # fmt: skip
+    assert {one.layer.unit for one in report.layers} == {4}
+    with LLM(str(model)) as llm:
+        loaded = open_fit(tmp_path / "u.fit").load(llm.kernels, 0.8)
+        x = np.random.default_rng(0).standard_normal(llm.config.hidden_size).astype(np.float32)
+        for predictor in loaded.values():
+            counts = np.bincount(predictor.predict(x) // 4)
+            assert set(counts) <= {0, 4}
+
+
+def test_another_container_is_refused(fitted, tmp_path):
+    path, _ = fitted
+    other = tiny.container(tmp_path, quant="int8")
+    shutil.copy(f"{path}.fit", f"{other}.fit")
+    with pytest.raises(FitMismatchError):
+        LLM(str(other), mode="approx")
+
+
+def test_what_cannot_be_fitted(model, tmp_path):
+    with pytest.raises(UsageError, match="too few"):
+        fit(str(model), text="a fox", text_name="t", out=tmp_path / "x.fit")
+    with pytest.raises(UsageError, match="share"):
+        fit(str(model), text=TEXT, text_name="t", out=tmp_path / "x.fit", window=32, share=0.001)
+    with pytest.raises(BudgetError):
+        fit(str(model), text=TEXT, text_name="t", out=tmp_path / "x.fit", ram_budget=2**20)
+    dense = tiny.container(tmp_path, "llama-mha")
+    with pytest.raises(UnsupportedError, match="naturally sparse"):
+        fit(str(dense), text=TEXT, text_name="t", out=tmp_path / "x.fit", window=32)
+    assert not list(tmp_path.glob("*.fit*"))
+
+
+def test_the_verb_reports_and_puts_predictors_inside(model, tmp_path, capsys):
+    ids, new = tmp_path / "ids.txt", tmp_path / "new.flash"
+    with LLM(str(model)) as llm:
+        ids.write_text(",".join(map(str, llm.encode(TEXT, add_bos=False))))
+    command = ["fit", str(model), "--token-ids-file", str(ids), "--recall", "0.9", "--share", "0.9",
+               "--window", "32", "--tokens", "600", "--kind", "low_bit", "-o", str(new)]
+    assert main([*command, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["asked"] == 0.9 and said["share"] <= 0.9 and said["path"] == str(new)
+    assert {"recall", "precision", "resident_bytes", "microseconds"} <= set(said["layers"][0])
+    assert main(command) == 2  # it exists
+    with open_container(new) as inside, open_container(model) as outside:
+        assert "predictors.fit.0" in inside.blobs and inside.digest != outside.digest
+    assert main(["verify", str(new)]) == 0
+    with LLM(str(new), mode="approx", recall=0.9, n_context=64) as llm:
+        assert llm.generate("once", max_tokens=4, temperature=0).flash["mode"] == "approx"
+    laid = tmp_path / "laid.flash"
+    assert main(["relayout", str(new), "--bundle", "all", "-o", str(laid)]) == 0
+    with open_container(laid) as moved:
+        assert "predictors.fit.0" not in moved.blobs and "tokenizer.json" in moved.blobs
+    assert {path.name for path in tmp_path.iterdir()} == {"ids.txt", "new.flash", "laid.flash"}
+
+
+@capped.needs_cgroup
+@pytest.mark.cgroup
+def test_fitting_stays_inside_its_budget(model, tmp_path):
+    path, text = tmp_path / model.name, tmp_path / "t.txt"
+    shutil.copy(model, path)
+    text.write_text(TEXT)
+    budget = 128 * MIB
+    run = capped.run([
+        sys.executable, "-m", "flashllm", "fit", str(path), "--text", str(text), "--window", "32",
+        "--share", "0.9", "--ram-budget", str(budget), "--json",
+    ], budget)  # fmt: skip
+    assert run.result["layers"] and run.charges.oom_kills == 0
