@@ -254,12 +254,11 @@ def fitted(path: str, digest: str, layers: list[int], n: int, hidden: int) -> No
             precision=(0.5, 0.4),
         ), section))  # fmt: skip
     with FitWriter(fit_path(path)) as writer:
-        for layer, section in made:
-            writer.add(layer, section)
+        numbers = [writer.add(layer, section) for layer, section in made]
         writer.commit(Header(
             model=digest, hidden_size=hidden, text="cd" * 32, text_name="t", n_tokens=100,
             recalls=(0.5, 0.9), layers=tuple(layer for layer, _ in made),
-        ))  # fmt: skip
+        ), numbers)  # fmt: skip
 
 
 def test_a_fit_beside_the_container_is_used(tmp_path, capsys):

@@ -14,7 +14,7 @@ from flashllm import LLM
 from flashllm.calibration import low_bit, statistics
 from flashllm.calibration.fitting import fit
 from flashllm.calibration.low_rank import reduced_rank
-from flashllm.calibration.solving import Solved, choose
+from flashllm.calibration.solving import LayerTask, Solved, choose
 from flashllm.calibration.statistics import roles_of
 from flashllm.cli.main import main
 from flashllm.container import open_container
@@ -166,6 +166,13 @@ def test_roles_are_apart_and_every_one_is_served():
     assert roles[-6:] == [statistics.MEASURE] * 6 and statistics.MEASURE not in roles[:-6]
     assert roles.count(statistics.THRESHOLDS) == 8
     assert set(roles_of(windows[:3])) == {0, 1, 2}
+
+
+@pytest.mark.parametrize("n", [1, 38, 1536, 2800, 5632, 15360])
+def test_blocks_begin_at_whole_bytes_of_bits(n):
+    task = LayerTask(0, n, 4, 8, lambda first, stop: np.zeros((stop - first, 4)), None)
+    starts = [first for first, _ in task.blocks()]
+    assert starts[0] == 0 and all(first % 8 == 0 for first in starts)
 
 
 # ------------------------------------------------------------------------------- a tiny model

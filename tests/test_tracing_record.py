@@ -8,6 +8,7 @@ import pytest
 from flashllm import LLM
 from flashllm.calibration.recording import record, sparse_layers
 from flashllm.cli.main import main
+from flashllm.conversion.relayout import relayout
 from flashllm.errors import UnsupportedError, UsageError
 from flashllm.tracing import read_trace
 
@@ -66,6 +67,33 @@ def test_the_verb_writes_a_trace_and_its_card(model, tmp_path, capsys):
     assert trace.model in card and trace.text in card and "40 tokens" in card
     assert card.strip() == capsys.readouterr().out.strip()
     assert main(["trace", str(model), "--text", str(text), "-o", str(tmp_path / "x.txt")]) == 2
+
+
+@pytest.mark.parametrize("variant", ["mixtral", "qwen2-moe"])
+def test_chosen_experts_are_recorded(tmp_path, variant, monkeypatch):
+    from flashllm.models import moe
+
+    routed = tiny.container(tmp_path, variant)
+    chosen, plain = [], moe.route
+
+    def spy(*args, **kwargs):
+        found = plain(*args, **kwargs)
+        chosen.append(found[0].copy())
+        return found
+
+    monkeypatch.setattr(moe, "route", spy)
+    trace = recorded(routed, tmp_path / "t.fltrace", n_tokens=40, window=20, chunk=1)
+    with LLM(str(routed)) as llm:
+        config, planes = llm.config, llm.container.planes
+    assert [x.plane for x in trace.layers] == [f"layers.{i}.experts" for i in config.expert_layers]
+    for i, layer in enumerate(trace.layers):
+        plane = planes[layer.plane]
+        assert layer.n_bundles == config.n_experts
+        assert layer.bundle_bytes * layer.n_bundles == plane.n_items * plane.stride
+        ours = [np.flatnonzero(bits).tolist() for bits in trace.bits(i)]
+        assert ours == [c[0].tolist() for c in chosen[i :: len(trace.layers)]]
+    with pytest.raises(UsageError, match="orders no neurons"):
+        relayout(routed, tmp_path / "n.flash", trace=tmp_path / "t.fltrace")
 
 
 def test_what_cannot_be_recorded(tmp_path, model):

@@ -32,7 +32,7 @@ from . import statistics
 from .fit_writer import FitWriter
 from .low_bit import BITS, GRID
 from .recording import sparse_layers, windows
-from .solving import KINDS, ROWS, SHARES, Aims, LayerTask, Solved, choose, solve
+from .solving import KINDS, SHARES, Aims, LayerTask, Solved, choose, solve
 from .statistics import LayerStatistics, roles_of
 
 RECALLS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
@@ -127,7 +127,7 @@ def fit(
         budget = budget_bytes(ram_budget, llm.container.size)
     roles = roles_of(said)
     tokens = {role: sum(len(w) for w, r in zip(said, roles, strict=True) if r == role)
-              for role in statistics.SAMPLES}  # fmt: skip
+              for role in statistics.ROLES}  # fmt: skip
     with open_container(model) as container, FitWriter(out) as writer, closing(
         choose_kernels(engine.get("kernels"), n_threads=engine.get("num_threads") or 1)
     ) as kernels:
@@ -237,9 +237,9 @@ def solving_bytes(task: LayerTask) -> int:
     """The most that solving one layer holds beside its statistics, measured and rounded up:
     matrices of the inputs' covariance, codes of every number of bits, tables, blocks of rows."""
     hidden, n = task.hidden_size, task.n_bundles
-    sample = statistics.SAMPLES[statistics.FITTED]
+    sample = statistics.sample_tokens(statistics.FITTED, n)
     tables = n * (len(BITS) + 1) * len(GRID) * 20
-    blocks = ROWS * (16 * hidden * len(BITS) + 40 * sample)
+    blocks = task.block_rows * (16 * hidden * len(BITS) + 48 * sample)
     return 52 * hidden**2 + (len(BITS) + 2) * n * hidden + 8 * sample * hidden + tables + blocks
 
 

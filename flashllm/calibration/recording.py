@@ -32,6 +32,19 @@ def sparse_layers(llm: LLM) -> tuple[list[int], list[LayerInfo]]:
     return found, [LayerInfo(plane.name, plane.n_items, plane.stride) for plane in ffn]
 
 
+def traced_layers(llm: LLM) -> tuple[list[int], list[LayerInfo]]:
+    """Sparse layers, or where experts are routed those; UnsupportedError if there are neither."""
+    planes = llm.container.planes
+    routed = [i for i in range(llm.config.n_layers) if f"layers.{i}.experts" in planes]
+    if not routed:
+        return sparse_layers(llm)
+    n_experts, found = llm.config.n_experts, [planes[f"layers.{i}.experts"] for i in routed]
+    return routed, [
+        LayerInfo(plane.name, n_experts, plane.n_items // n_experts * plane.stride)
+        for plane in found
+    ]
+
+
 def record(
     llm: LLM,
     text: str,
@@ -49,7 +62,7 @@ def record(
     """
     if n_tokens < 1:
         raise UsageError(f"--tokens must be at least 1, not {n_tokens}")
-    numbers, layers = sparse_layers(llm)
+    numbers, layers = traced_layers(llm)
     place = {layer: i for i, layer in enumerate(numbers)}
     with TraceWriter(
         out,

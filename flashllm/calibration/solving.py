@@ -27,7 +27,8 @@ from .low_rank import reduced_rank
 from .sections import BitRows, low_bit_form, low_bit_section, low_rank_section
 from .statistics import LayerStatistics
 
-ROWS = 512  # of the deciding matrix at once
+# Rows of the deciding matrix at once: so many, and with sampled tokens so many products.
+ROWS, PRODUCTS = 512, 2**20
 LEAST_RANK = 4
 # Scores are counted in bins of this width, from -LIMIT to LIMIT, to find thresholds.
 BIN, LIMIT = 1 / 128, 32.0
@@ -58,9 +59,16 @@ class LayerTask:
     def streamed_bytes(self) -> int:
         return self.n_bundles * self.bundle_bytes
 
+    @property
+    def block_rows(self) -> int:
+        n_tokens = statistics.sample_tokens(statistics.FITTED, self.n_bundles)
+        # samples keep the truth as bits: blocks begin at whole bytes
+        return min(ROWS, PRODUCTS // n_tokens // 8 * 8, -(-self.n_bundles // 8) * 8)
+
     def blocks(self) -> Iterator[tuple[int, np.ndarray]]:
-        for first in range(0, self.n_bundles, ROWS):
-            yield first, self.rows(first, min(first + ROWS, self.n_bundles))
+        step = self.block_rows
+        for first in range(0, self.n_bundles, step):
+            yield first, self.rows(first, min(first + step, self.n_bundles))
 
 
 @dataclass(frozen=True)
@@ -234,29 +242,29 @@ def make_low_rank(
         return []
     most = max(rank for ranks in widths.values() for rank in ranks)
     a, b = reduced_rank(task.blocks, task.n_bundles, stats.covariance(), most)
-    x, made = stats.samples[statistics.FITTED].x(), []
-    for kind, ranks in widths.items():
-        for rank in sorted({min(rank, len(a)) for rank in ranks}):
-            made.append(_low_rank(task, blank, a[:rank], b[:, :rank], kind, x))
-    return made
-
-
-def _low_rank(task, blank, a, b, kind: str, x) -> Made:
-    """A and B as they will be stored, and the line from them to the truth, neuron by neuron."""
-    kept = WEIGHT_TYPES["int8"].decode(WEIGHT_TYPES["int8"].encode(a), task.hidden_size)
-    z = x @ kept.T
-    n = task.n_bundles
-    scales, biases = np.empty(n), np.empty(n)
+    x, kept = stats.samples[statistics.FITTED].x(), WEIGHT_TYPES["int8"]
+    shapes = [(kind, min(rank, len(a))) for kind, ranks in widths.items() for rank in ranks]
+    shapes = sorted(set(shapes))
+    # A as it will be stored; its rows are rounded one by one.
+    z = x @ kept.decode(kept.encode(a), task.hidden_size).T
+    scales = np.empty((len(shapes), task.n_bundles))
+    biases = np.empty_like(scales)
     for first, rows in task.blocks():
         where = slice(first, first + len(rows))
-        offset = _offset(task, where)
-        scales[where], biases[where], _ = _line(z @ b[where].T, x @ rows.T, offset)
-    scaled = (b * scales[:, None]).astype(np.float32)
-    form = {"rank": len(a), "weight_type": kind}
-    return Made(
-        replace(blank, form=form), low_rank_section(a, scaled, biases, kind),
-        np.ones(n, np.float32), biases.astype(np.float32), np.arange(n),
-    )  # fmt: skip
+        truth, offset = x @ rows.T, _offset(task, where)
+        for i, (_, rank) in enumerate(shapes):
+            raw = z[:, :rank] @ b[where, :rank].T
+            scales[i, where], biases[i, where], _ = _line(raw, truth, offset)
+    made = []
+    for i, (kind, rank) in enumerate(shapes):
+        scaled = (b[:, :rank] * scales[i, :, None]).astype(np.float32)
+        made.append(Made(
+            replace(blank, form={"rank": rank, "weight_type": kind}),
+            low_rank_section(a[:rank], scaled, biases[i], kind),
+            np.ones(task.n_bundles, np.float32), biases[i].astype(np.float32),
+            np.arange(task.n_bundles),
+        ))  # fmt: skip
+    return made
 
 
 def _most_rank(layer: FittedLayer, budget: int) -> int:

@@ -16,9 +16,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FITTED, THRESHOLDS, MEASURE = range(3)
-SAMPLES = {FITTED: 2048, THRESHOLDS: 4096, MEASURE: 2048}
+FITTED, THRESHOLDS, MEASURE = ROLES = range(3)
+SAMPLES = {THRESHOLDS: 4096, MEASURE: 2048}
 MEASURED_SHARE = 0.15
+
+
+def sample_tokens(role: int, n_bundles: int) -> int:
+    """The most tokens that are sampled; fewer to fit to where layers are large, for the products
+    with them take most of the time and a large layer has more neurons to learn from."""
+    return SAMPLES.get(role) or max(1024, min(4096, 2**23 // n_bundles))
 
 
 def roles_of(windows: list[np.ndarray]) -> list[int]:
@@ -88,19 +94,17 @@ class LayerStatistics:
         self._sum = np.zeros(hidden_size, np.float64)
         self._products = np.zeros((hidden_size, hidden_size), np.float32)
         self.counts = np.zeros(n_bundles, np.int64)
+        most = {role: sample_tokens(role, n_bundles) for role in tokens}
         self.samples = {
-            role: Sample(min(SAMPLES[role], n), hidden_size, n_bundles)
-            for role, n in tokens.items()
+            role: Sample(min(most[role], n), hidden_size, n_bundles) for role, n in tokens.items()
         }
-        self._turns = {
-            role: _Turn(max(1, -(-n // SAMPLES[role]))) for role, n in tokens.items()
-        }
+        self._turns = {role: _Turn(max(1, -(-n // most[role]))) for role, n in tokens.items()}
 
     @staticmethod
     def n_bytes(hidden_size: int, n_bundles: int, tokens: dict[int, int]) -> int:
         """What one of these holds."""
         per_token = 2 * hidden_size + -(-n_bundles // 8)
-        samples = sum(min(SAMPLES[role], n) for role, n in tokens.items())
+        samples = sum(min(sample_tokens(role, n_bundles), n) for role, n in tokens.items())
         return 4 * hidden_size**2 + 8 * (hidden_size + n_bundles) + samples * per_token
 
     def add(self, role: int, x: np.ndarray, decided: np.ndarray) -> None:

@@ -81,6 +81,8 @@ def relayout(
         if recorded is not None and recorded.model != source.digest:
             raise UsageError(f"{trace} was recorded of container {recorded.model[:16]}…, "
                              f"{input} is {source.digest[:16]}…")
+        if recorded is not None and not recorded.layers[0].plane.endswith(".ffn"):
+            raise UsageError(f"{trace} is of {recorded.layers[0].plane}: it orders no neurons")
         if output.exists() and os.path.samefile(input, output):
             raise UsageError(f"{output} is the source; it would be overwritten")
         made = targets(source, bundle=bundle, per_frame=per_frame)

@@ -39,7 +39,9 @@ class StepCounts:
 
 # Called in every sparse FFN as observer(layer, x, decided): the input float32 [T, hidden_size] and
 # the deciding pre-activations float32 [T, n_neurons] of the T tokens of this pass, in prefill as in
-# decoding; active is what is above zero.  Both are scratch: valid during the call, not to be kept.
+# decoding; active is what is above zero.  A layer of routed experts shows 1 for those that a token
+# was sent to and 0 for the others, [T, n_experts].  Both are scratch: valid during the call, not to
+# be kept.
 Observer = Callable[[int, np.ndarray, np.ndarray], None]
 
 

@@ -54,6 +54,10 @@ class MoEModel(LlamaModel):
         self.linear(f"layers.{layer}.router", x, scores)
         chosen, weights = self.route(scores[:, : c.n_experts])
         self.clock.phase = FFN
+        if self.observer is not None:
+            mask = np.zeros((n_tokens, c.n_experts), np.float32)
+            np.put_along_axis(mask, chosen, 1.0, axis=1)
+            self.observer(layer, x, mask)
         out.fill(0.0)
         if f"layers.{layer}.neurons" in self.planes:
             self._sparse_experts(layer, x, chosen, weights, out)
