@@ -3,7 +3,7 @@
 Rounding goes column by column; what one column gets wrong is taken over by the columns that are
 still to come, as far as inputs vary together with it (Frantar et al., "GPTQ", arXiv 2210.17323).
 That is worth far more here than a bottleneck of the same bytes, because a low-rank copy loses whole
-directions and a ReLU's sign is decided in all of them (docs/SPARSITY.md has the numbers).
+directions and a ReLU's sign is decided in all of them (docs/PREDICTION.md has the numbers).
 """
 
 from __future__ import annotations

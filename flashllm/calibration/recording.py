@@ -38,11 +38,12 @@ def traced_layers(llm: LLM) -> tuple[list[int], list[LayerInfo]]:
     routed = [i for i in range(llm.config.n_layers) if f"layers.{i}.experts" in planes]
     if not routed:
         return sparse_layers(llm)
-    n_experts, found = llm.config.n_experts, [planes[f"layers.{i}.experts"] for i in routed]
-    return routed, [
-        LayerInfo(plane.name, n_experts, plane.n_items // n_experts * plane.stride)
-        for plane in found
-    ]
+    n_experts, infos = llm.config.n_experts, []
+    for i in routed:
+        plane, apart = planes[f"layers.{i}.experts"], planes.get(f"layers.{i}.neurons")
+        stride = plane.stride + (0 if apart is None else apart.stride)
+        infos.append(LayerInfo(plane.name, n_experts, plane.n_items // n_experts * stride))
+    return routed, infos
 
 
 def record(

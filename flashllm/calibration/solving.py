@@ -206,6 +206,8 @@ def make_low_bit(
             tables, expected, row_bytes, budget=room, recall=aims.recall,
             worth=density * sample.n / task.bundle_bytes,
         )  # fmt: skip
+        if stats.counts[chosen == 0].sum() > (1 - aims.recall) * stats.counts.sum():
+            continue  # too few rows for the recall, whatever the threshold
         parts = []
         for i, bits in enumerate(low_bit.BITS):
             ids = np.flatnonzero(chosen == i + 1)
