@@ -29,11 +29,13 @@ from flashllm.units import MIB, parse_size  # noqa: E402
 PROMPT = [1, 5, 9, 20, 33, 7, 42, 11]
 
 
-def run_cell(model: Path, cap: int, tokens: int, extra: list[str]) -> dict:
+def run_cell(
+    model: Path, cap: int, tokens: int, extra: list[str], prompt: list[int] = PROMPT
+) -> dict:
     """One process under a kernel limit; its own JSON and the kernel's numbers."""
     command = [
         sys.executable, "-m", "flashllm", "generate", str(model), "--json", "--ignore-eos",
-        "--token-ids", ",".join(map(str, PROMPT)), "--max-tokens", str(tokens),
+        "--token-ids", ",".join(map(str, prompt)), "--max-tokens", str(tokens),
         "--temperature", "0", "--ram-budget", str(cap), *extra,
     ]  # fmt: skip
     done = run_confined(command, group_bytes=cap, files=[model])
