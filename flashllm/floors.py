@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .errors import ClosedError
 from .probe.curve import DeviceCurve
 from .probe.dram import read_bytes_per_s
 
@@ -52,7 +53,11 @@ class Floors:
     def dram_bytes_per_s(self) -> float | None:
         """None while the engine holds no memory, or when it is closed before anybody asked."""
         if self._dram is None:
-            self._dram = read_bytes_per_s(self._memory(), n_threads=self._n_threads)
+            try:
+                memory = self._memory()
+            except ClosedError:  # a stream that ends after its engine, as at interpreter exit
+                return None
+            self._dram = read_bytes_per_s(memory, n_threads=self._n_threads)
         return self._dram
 
     def of(self, share: Any) -> dict[str, float]:

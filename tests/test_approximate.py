@@ -269,7 +269,7 @@ def test_a_fit_beside_the_container_is_used(tmp_path, capsys):
     fitted(path, digest, *sizes)
     said = []
     for recall in ("0.5", "0.9"):
-        for budget in ("128MiB", "1GiB"):
+        for budget in ("500MiB", "1GiB"):
             ask = ["generate", path, "--token-ids", "3,17,40", "--max-tokens", "4", "--json",
                    "--temperature", "0", "--ignore-eos", "--mode", "approx", "--recall", recall,
                    "--ram-budget", budget]  # fmt: skip
