@@ -337,7 +337,9 @@ class DecoderModel(ApproximateFFN, ABC):
         for lease in self.store.scan(prefix + plane):
             up = None
             if rows is not None:
-                pre, up = self._paired_dots(rows, lease, n_tokens)
+                view, every = rows
+                ids = every[2 * lease.start : 2 * lease.stop]
+                pre, up = self._paired_dots(view, lease.addresses, ids, n_tokens)
             else:
                 ids = np.arange(lease.start, lease.stop, dtype=np.int32)
                 pre = self._bundle_dots(views[first], lease, ids, "decided", n_tokens)
@@ -354,32 +356,40 @@ class DecoderModel(ApproximateFFN, ABC):
         self.clock.phase = ATTENTION
 
     def _gate_up_rows(self, plane: str) -> tuple[PieceView, np.ndarray] | None:
-        """A bundle plane seen as rows, where its pieces allow it: (view, ids of gate and up rows).
+        """`_gate_up_view` and the ids of all gate and up rows, made once."""
+        if plane not in self._paired:
+            found = self._gate_up_view(plane)
+            if found is not None:
+                view, every = found
+                k = np.arange(2 * self.planes[plane].n_items, dtype=np.int32)
+                found = view, every * (k // 2) + k % 2
+            self._paired[plane] = found
+        return self._paired[plane]
+
+    def _gate_up_view(self, plane: str) -> tuple[PieceView, int] | None:
+        """A bundle plane seen as rows, where its pieces allow it: (view, rows of a bundle).
 
         Bundles of pieces of one length lie in memory as gate 0, up 0, down 0, gate 1, …: one call
         over rows 0, 1, 3, 4, … walks memory once and in order, where two calls would skip through
         it twice.  The dots are the same dots.
         """
-        if plane not in self._paired:
-            views, stride = self.views[plane], self.planes[plane].stride
-            gate, up = views["gate"], views["up"]
-            step = up.offset - gate.offset
-            fits = gate.offset == 0 and step > 0 and stride % step == 0
-            if fits and (gate.weight_type, gate.n_cols) == (up.weight_type, up.n_cols):
-                every = stride // step
-                view = PieceView(gate.weight_type, gate.per_frame * every, step, 0, gate.n_cols)
-                k = np.arange(2 * self.planes[plane].n_items, dtype=np.int32)
-                self._paired[plane] = (view, every * (k // 2) + k % 2)
-            else:
-                self._paired[plane] = None
-        return self._paired[plane]
+        views, stride = self.views[plane], self.planes[plane].stride
+        gate, up = views["gate"], views["up"]
+        step = up.offset - gate.offset
+        if gate.offset or step <= 0 or stride % step:
+            return None
+        if (gate.weight_type, gate.n_cols) != (up.weight_type, up.n_cols):
+            return None
+        every = stride // step
+        return PieceView(gate.weight_type, gate.per_frame * every, step, 0, gate.n_cols), every
 
-    def _paired_dots(self, rows, lease, n_tokens) -> tuple[np.ndarray, np.ndarray]:
-        view, ids = rows
-        n = lease.stop - lease.start
+    def _paired_dots(
+        self, view: PieceView, addresses: np.ndarray, ids: np.ndarray, n_tokens: int
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(gate, up) dots of rows `ids` of a view of `_gate_up_rows`."""
+        n = ids.size // 2
         both = self.scratch.view("gate_up", n_tokens, 2 * n)
-        ids = ids[2 * lease.start : 2 * lease.stop]
-        self.kernels.dot_ids(self.activations, lease.addresses, view, ids, both)
+        self.kernels.dot_ids(self.activations, addresses, view, ids, both)
         pre, up = (self.scratch.view(name, n_tokens, n) for name in ("decided", "up"))
         np.copyto(pre, both[:, 0::2])
         np.copyto(up, both[:, 1::2])
