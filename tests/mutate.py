@@ -73,8 +73,8 @@ BREAKS = {
         "", ("test_planning.py",),
     ),
     "ignore the cap in prefill: results": Break(
-        "flashllm/assembly.py", "    if needed > plan.ledger.budget_bytes:\n", "    if False:\n",
-        ("test_api.py",),
+        "flashllm/assembly/plan.py", "    if needed > plan.ledger.budget_bytes:\n",
+        "    if False:\n", ("test_api.py",),
     ),
     "give nothing back": Break(
         "flashllm/cache/arena.py", 'if length and self._advise(start, length, "MADV_DONTNEED"):',

@@ -114,7 +114,7 @@ def made(request, tmp_path_factory):
 
 def run(path, predictors, monkeypatch, *, share=1.0, store_mode=None, **settings):
     """An approximate run with `share` of every plane kept."""
-    plan_budget = assembly.plan_budget
+    plan_budget = assembly.plan.plan_budget
 
     def forced(**arguments):
         plan = plan_budget(**arguments)
@@ -128,8 +128,8 @@ def run(path, predictors, monkeypatch, *, share=1.0, store_mode=None, **settings
             super().__init__(*args, **kwargs, **({"mode": store_mode} if store_mode else {}))
 
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, "plan_budget", forced)
-        patch.setattr(assembly, "WeightStore", Store)
+        patch.setattr(assembly.plan, "plan_budget", forced)
+        patch.setattr(assembly.opening, "WeightStore", Store)
         with LLM(path, ram_budget="1GiB", mode="approx", predictors=predictors, debug=True,
                  **settings) as llm:  # fmt: skip
             return llm.generate(

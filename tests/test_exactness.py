@@ -38,7 +38,7 @@ def model(request, tmp_path_factory):
 
 def run(path: str, monkeypatch, *, share: float, mode: str = "adaptive", **settings):
     """(logits, greedy tokens) with `share` of every plane kept and a ring of 4 small stages."""
-    plan_budget = assembly.plan_budget
+    plan_budget = assembly.plan.plan_budget
 
     def forced(**arguments):
         plan = plan_budget(**arguments)
@@ -53,8 +53,8 @@ def run(path: str, monkeypatch, *, share: float, mode: str = "adaptive", **setti
             super().__init__(*args, mode=mode, **kwargs)
 
     with monkeypatch.context() as patch:
-        patch.setattr(assembly, "plan_budget", forced)
-        patch.setattr(assembly, "WeightStore", Store)
+        patch.setattr(assembly.plan, "plan_budget", forced)
+        patch.setattr(assembly.opening, "WeightStore", Store)
         with LLM(path, ram_budget="1GiB", debug=True, **settings) as llm:
             logits = llm.logits(IDS)
             result = llm.generate(IDS, max_tokens=12, temperature=0, ignore_eos=True)
