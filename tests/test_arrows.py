@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "flashllm"
-LEAVES = {"errors", "units", "registry"}
+LEAVES = {"errors", "units", "registry", "durable"}
 
 # room -> rooms it may import besides the leaves and itself
 ARROWS = {
     "errors": set(),
     "units": set(),
     "registry": set(),
+    "durable": set(),
     "settings": set(),
     "__init__": set(),
     "quant": set(),

@@ -11,7 +11,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from ..container.files import sync_directory
+from ..durable import WholeFile
 from ..errors import UsageError
 from ..predictors.header import ALIGNMENT, Header, section_bytes
 from ..predictors.scores import FittedLayer
@@ -25,7 +25,6 @@ class FitWriter:
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._sections = self.path.with_name(self.path.name + ".sections")
-        self._partial = self.path.with_name(self.path.name + ".partial")
         self._at: list[tuple[int, int, str]] = []  # offset, bytes, digest
         self._file = open(self._sections, "w+b")  # noqa: SIM115 (closed by close)
 
@@ -43,17 +42,14 @@ class FitWriter:
         """Write `header`, whose layers are those added by `numbers`, and their sections; give the
         file its name.  Returns the header as written."""
         header = replace(header, layers=self._placed(header, numbers))
-        with open(self._partial, "wb") as out:
-            out.write(header.encode())
+        with WholeFile(self.path) as out:
+            out.file.write(header.encode())
             for number in numbers:
                 offset, n_bytes, _ = self._at[number]
                 self._file.seek(offset)
-                out.write(self._file.read(n_bytes))
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(self._partial, self.path)
-        self.close(done=True)
-        sync_directory(self.path.parent)
+                out.file.write(self._file.read(n_bytes))
+            out.commit()
+        self.close()
         return header
 
     def _placed(self, header: Header, numbers: list[int]) -> tuple[FittedLayer, ...]:
@@ -70,13 +66,11 @@ class FitWriter:
                 return tuple(layers)
             head = needed
 
-    def close(self, *, done: bool = False) -> None:
+    def close(self) -> None:
         """Without `commit` before it: nothing is left."""
         if not self._file.closed:
             self._file.close()
             self._sections.unlink(missing_ok=True)
-            if not done:
-                self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> FitWriter:
         return self

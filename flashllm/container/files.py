@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from pathlib import Path
 
 from ..errors import FlashReadError, FormatError
 
@@ -86,14 +85,3 @@ def drop_page_cache(fd: int, offset: int, n_bytes: int) -> None:
     """Give back the page cache of a range that is not read again; advice, never an error."""
     if hasattr(os, "posix_fadvise"):
         os.posix_fadvise(fd, offset, n_bytes, os.POSIX_FADV_DONTNEED)
-
-
-def sync_directory(path: Path) -> None:
-    """Make a rename inside the directory `path` durable; the system's OSError otherwise."""
-    if os.name != "posix":
-        return  # directories cannot be opened there; the rename itself is journalled
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

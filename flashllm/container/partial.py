@@ -15,17 +15,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..durable import partial_path, sync_directory
 from ..errors import BusyError, ConversionError
 from ..units import MIB, format_size
 from .base import SECTION_ALIGNMENT
-from .files import drop_page_cache, sync_directory, write_all
+from .files import drop_page_cache, write_all
 
 BATCH_BYTES = MIB
 SYNC_BYTES = 64 * MIB
-
-
-def partial_path(final: Path) -> Path:
-    return final.with_name(final.name + ".partial")
 
 
 class PartialFile:

@@ -19,6 +19,7 @@ import numpy as np
 
 from .._core import xxh64
 from ..codecs import CODECS, Encoder
+from ..durable import partial_path
 from ..errors import UsageError
 from ..units import align_up
 from .base import (
@@ -38,7 +39,7 @@ from .framing import Framer
 from .header import HEADER_BYTES, Superblock
 from .journal import Journal, WrittenPlane
 from .manifest import Manifest
-from .partial import PartialFile, partial_path
+from .partial import PartialFile
 from .reader import open_container
 
 _FRAME = struct.Struct("<QIQ")

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..durable import WholeFile
 from ..errors import FormatError
 
 _MAGIC, _LENGTH, _DIGEST_BYTES = b"FLSTATE1", struct.Struct("<I"), 32
@@ -54,13 +55,9 @@ class Snapshot:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write to `path`, whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as file:
-            file.write(self.to_bytes())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with WholeFile(path) as out:
+            out.file.write(self.to_bytes())
+            out.commit()
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Snapshot:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..durable import WholeFile
 from ..errors import FitMismatchError, FlashReadError, FormatError, UnsupportedError, UsageError
 
 VERSION = 1
@@ -56,17 +57,10 @@ class Magnitudes:
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the file whole or not at all."""
-        path = Path(path)
-        partial = path.with_name(path.name + ".partial")
         text = json.dumps({**asdict(self), "version": VERSION}, sort_keys=True)
-        try:
-            with open(partial, "w", encoding="ascii") as file:
-                file.write(text + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with WholeFile(path) as out:
+            out.file.write(f"{text}\n".encode("ascii"))
+            out.commit()
 
 
 def read_magnitudes(path: str | os.PathLike) -> Magnitudes:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from .._core import xxh64
+from ..durable import WholeFile
 from ..errors import UsageError
 from .base import (
     BLOCK_ROW,
@@ -87,8 +88,8 @@ class TraceWriter:
         self._n = [0] * len(layers)  # tokens taken, per layer
         self._starts: list[int] = []
         self._rows: list[tuple] = []
-        self._partial = self.path.with_name(self.path.name + ".partial")
-        self._file = open(self._partial, "wb")  # noqa: SIM115 (closed by close)
+        self._out = WholeFile(self.path)
+        self._file = self._out.file
         self._file.write(bytes(PREAMBLE_BYTES))
         self._compressor = _compressor()
 
@@ -139,10 +140,7 @@ class TraceWriter:
         )  # fmt: skip
         self._file.seek(0)
         self._file.write(head + CHECKSUM.pack(xxh64(head)))
-        self._file.flush()
-        os.fsync(self._file.fileno())
-        self._file.close()
-        os.replace(self._partial, self.path)
+        self._out.commit()
 
     def _write_block(self, layer: int, n_tokens: int) -> None:
         rows = np.ascontiguousarray(self._waiting[layer][:n_tokens])
@@ -152,9 +150,7 @@ class TraceWriter:
 
     def close(self) -> None:
         """Without `commit` before it: nothing is left."""
-        if not self._file.closed:
-            self._file.close()
-            self._partial.unlink(missing_ok=True)
+        self._out.close()
 
     def __enter__(self) -> TraceWriter:
         return self
