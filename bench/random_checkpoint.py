@@ -58,6 +58,10 @@ FAMILIES = {
         "model_type": "gemma2", "head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM,
         "hidden_activation": args.activation, "sliding_window": 512,
     },
+    "granite": lambda args: {
+        "model_type": "granite", "attention_multiplier": HEAD_DIM**-0.5, "logits_scaling": 8.0,
+        "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
+    },
     "olmoe": lambda args: {
         "model_type": "olmoe", "num_experts": args.experts, "num_experts_per_tok": args.chosen,
     },

@@ -45,6 +45,7 @@ FALCON = {
     "eos_token_id": 2,
 }
 GEMMA = {**LLAMA, "model_type": "gemma2", "num_hidden_layers": 4, "head_dim": 16}
+GRANITE = {**LLAMA, "model_type": "granite", "logits_scaling": 8.0}
 DEEPSEEK = {
     **LLAMA,
     "model_type": "deepseek_v2",
@@ -256,6 +257,7 @@ REFUSALS = [
     (DEEPSEEK, {"norm_topk_prob": True}, "normalised weights"),
     (DEEPSEEK, {"scoring_func": "sigmoid"}, "scoring_func"),
     (DEEPSEEK, {"model_type": "deepseek_v3"}, "deepseek_v3"),
+    (GRANITE, {"model_type": "granitemoe"}, "granitemoe"),
 ]
 
 
@@ -312,6 +314,9 @@ MALFORMED = [
     (FALCON, {"hidden_size": 66}),
     (FALCON, {"new_decoder_architecture": True, "num_kv_heads": 3}),
     (OPT, {"do_layer_norm_before": 0}),
+    (GRANITE, {"attention_multiplier": 0}),
+    (GRANITE, {"logits_scaling": "8"}),
+    (GRANITE, {"residual_multiplier": float("inf")}),
     ({**LLAMA, "model_type": "qwen2", "use_sliding_window": True}, {"layer_types": ["x"]}),
 ]
 
@@ -328,7 +333,7 @@ def test_no_config_is_a_typed_error(raw):
         config_from_hf(raw)
 
 
-BASES = [LLAMA, OPT, FALCON, GEMMA, DEEPSEEK]
+BASES = [LLAMA, OPT, FALCON, GEMMA, DEEPSEEK, GRANITE]
 
 
 @pytest.mark.parametrize("base", BASES, ids=lambda base: base["model_type"])

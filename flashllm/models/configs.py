@@ -11,6 +11,7 @@ from .fields import Fields
 from .gemma_config import GemmaConfig
 from .gpt2_config import GPT2Config
 from .gpt_neox_config import GPTNeoXConfig
+from .granite_config import GraniteConfig
 from .llama_config import LlamaConfig
 from .moe_config import MoEConfig
 from .nemotron_config import NemotronConfig
@@ -22,8 +23,8 @@ CONFIGS: Registry[type[ModelConfig]] = Registry(
     {
         config.family: config
         for config in (
-            DeepSeekConfig, FalconConfig, GemmaConfig, GPT2Config, GPTNeoXConfig, LlamaConfig,
-            MoEConfig, NemotronConfig, OPTConfig, RWKVConfig,
+            DeepSeekConfig, FalconConfig, GemmaConfig, GPT2Config, GPTNeoXConfig,
+            GraniteConfig, LlamaConfig, MoEConfig, NemotronConfig, OPTConfig, RWKVConfig,
         )  # fmt: skip
     },
 )

@@ -7,6 +7,7 @@ from .decoder import DecoderModel
 from .deepseek import DeepSeekModel
 from .gemma import GemmaModel
 from .gpt_neox import GPTNeoXModel
+from .granite import GraniteModel
 from .llama import LlamaModel
 from .moe import MoEModel
 from .nemotron import NemotronModel
@@ -21,6 +22,7 @@ MODELS: Registry[type[DecoderModel]] = Registry(
         "gemma": GemmaModel,
         "gpt2": OPTModel,  # likewise
         "gpt_neox": GPTNeoXModel,
+        "granite": GraniteModel,
         "llama": LlamaModel,
         "moe": MoEModel,
         "nemotron": NemotronModel,

@@ -27,6 +27,7 @@ from transformers import (
     GemmaConfig,
     GPT2Config,
     GPTNeoXConfig,
+    GraniteConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -311,6 +312,19 @@ VARIANTS = {
              num_hidden_layers=3, intermediate_size=22, mlp_only_layers=[1], hidden_act="relu2"),
         "float16",
         "fused-experts",
+    ),
+    "granite": (
+        GraniteConfig,
+        dict(embedding_multiplier=3.0, attention_multiplier=0.2, residual_multiplier=0.22,
+             logits_scaling=8.0, attention_bias=True, mlp_bias=True),
+        "bfloat16",
+        None,
+    ),
+    "granite-tied": (
+        GraniteConfig,
+        dict(embedding_multiplier=12.0, attention_multiplier=0.0625, tie_word_embeddings=True),
+        "float16",
+        None,
     ),
 }
 
