@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from .leases import Lease
 from .sizing import StoreCosts, slot_bytes_of, sparse_planes, store_bytes, store_costs
 from .stats import StepStats
-from .store import Lease, WeightStore
+from .store import WeightStore
 
 __all__ = [
     "Lease",

@@ -16,20 +16,17 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import closing
-from dataclasses import dataclass
 
 import numpy as np
 
-from ..cache.arena import REGION_ALIGNMENT, Arena
 from ..cache.policies import POLICIES
 from ..cache.policies.belady import Belady
 from ..container.base import CODECS
 from ..errors import ClosedError, UnknownNameError, UsageError
-from ..units import align_up
 from .demand import Demand
 from .fetch import Fetcher
-from .frames import spaced
+from .leases import Lease, Leases
+from .memory import StoreMemory
 from .pick import Picker
 from .planner import Curve, SweepPlan
 from .sizing import (
@@ -38,31 +35,15 @@ from .sizing import (
     RING_STAGES,
     STAGE_BYTES,
     demand_half_bytes,
-    regions,
     routed_planes,
     sparse_planes,
     stage_areas,
 )
 from .state import PlaneState, make_states
 from .stats import StepStats
-from .stream import Stage, Stream
+from .stream import Stream
 
 MODES = ("adaptive", "sweep", "cached")
-
-
-@dataclass(slots=True)
-class Lease:
-    """Items that may be read now: [start, stop) of the plane or, when `ids` is given, those items.
-
-    addresses  uint64[n_frames] by frame number; valid for the frames of this lease only
-    first      position of `ids` in the array that was asked for
-    """
-
-    start: int
-    stop: int
-    addresses: np.ndarray
-    ids: np.ndarray | None = None
-    first: int = 0
 
 
 class WeightStore:
@@ -115,38 +96,31 @@ class WeightStore:
         self._adaptive, self._debug = mode == "adaptive", debug
         self._closed, self._pid = False, os.getpid()
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
-        self._unfinished = 0  # iterators that were begun and have not run to their end
         self._total = StepStats()
-        ring_reserve = max(ring_reserve, ring_stages)
-        sizes = regions(
-            container, resident=resident, stage_bytes=stage_bytes, ring_stages=ring_reserve,
-            demand_bytes=demand_bytes,
+        self._memory = StoreMemory(
+            container, resident=resident, stage_bytes=stage_bytes,
+            ring_reserve=max(ring_reserve, ring_stages), demand_bytes=demand_bytes,
+            huge_pages=huge_pages,
         )  # fmt: skip
-        rings = ("stream ring", "stream ring, decoded")
-        self._arena = Arena(sizes, huge_pages=huge_pages, reserved=rings)
+        self._arena = self._memory.arena
         self._fetcher = Fetcher(
             storage, self._arena, path=container.path, codecs=CODECS,
             planes=list(container.planes.values()), n_threads=decode_threads,
             alignment=container.alignment, trash=self._arena["trash"].address,
         )  # fmt: skip
-        raw, decoded = stage_areas(container, stage_bytes)
-        self._ring = [
-            (self._arena[ring].address, n) for ring, n in zip(rings, (raw, decoded), strict=True)
-        ]
-        places = [spaced(at, n, ring_reserve).tolist() for at, n in self._ring]
-        self._stages = list(map(Stage, *places))
         self._stream = Stream(self._fetcher, ())
-        self._resize_ring(ring_stages)
+        self._stream.use(self._memory.ring(0, ring_stages))
         half = demand_half_bytes(container, demand_bytes)
         self._demand = Demand(self._fetcher, self._arena["demand"].address, half)
         self._picker = Picker(self._fetcher, self._demand, curve)
+        self._leases = Leases(self._picker, self._stream)
         self._count_into(StepStats())
         self._states = make_states(
             container, self._arena, resident=resident, curve=curve, policy=policy,
             mode="cached" if self._adaptive and begin_cached else mode,
             sparse=sparse_planes(container) if sparse is None else sparse,
             routed=routed_planes(container),
-            policy_options=policy_options or {}, stage_areas=(raw, decoded),
+            policy_options=policy_options or {}, stage_areas=stage_areas(container, stage_bytes),
         )  # fmt: skip
         self._sparse = [state for state in self._states.values() if state.sparse]
         self.sparse_names = frozenset(state.name for state in self._sparse)
@@ -199,13 +173,12 @@ class WeightStore:
             segment, n_slots = state.segment, wanted[state.name]
             if n_slots < segment.n_slots:
                 self._step.prefetch_unused_bytes += state.resize(n_slots)
-                self._arena.give_back(*self._beyond(state, n_slots))
-        self._resize_ring(ring_stages)
+                self._memory.give_back_slots(segment)
+        self._stream.use(self._memory.ring(self._stream.n_stages, ring_stages))
         for state in states:
             segment, n_slots = state.segment, wanted[state.name]
             if n_slots > segment.n_slots:
-                address, n_bytes = self._beyond(state, segment.n_slots)
-                self._arena.take(address, n_bytes - self._beyond(state, n_slots)[1])
+                self._memory.take_slots(segment, n_slots)
                 state.resize(n_slots)
         for state in states:
             if state.mode == "sweep":
@@ -213,25 +186,6 @@ class WeightStore:
                     pass
         self._total.add(self._step)
         self._count_into(StepStats())
-
-    def _beyond(self, state: PlaneState, n_slots: int) -> tuple[int, int]:
-        """(address, bytes) of a plane's slots from `n_slots` on, to the end of its last page."""
-        if not state.segment.n_most:
-            return self._arena.address, 0
-        region = self._arena[f"slots of {state.name}"]
-        used = n_slots * state.source.slot_bytes
-        return region.address + used, align_up(region.n_bytes, REGION_ALIGNMENT) - used
-
-    def _resize_ring(self, n_stages: int) -> None:
-        """Use the first `n_stages` places of the ring; the memory of the others is given back."""
-        before, reserve = self._stream.n_stages, len(self._stages)
-        if not 0 <= n_stages <= reserve:
-            raise UsageError(f"{n_stages} ring stages, the store was made for {reserve}")
-        change = self._arena.take if n_stages > before else self._arena.give_back
-        for address, each in self._ring:
-            low, high = sorted((before, n_stages))
-            change(address + low * each, (high - low) * each)
-        self._stream.use(self._stages[:n_stages])
 
     def close(self) -> None:
         """Wait for reads in flight, stop the threads, give the memory back; idempotent.
@@ -307,7 +261,8 @@ class WeightStore:
         return sums
 
     def _count_into(self, stats: StepStats) -> None:
-        self._step = self._stream.stats = self._demand.stats = self._picker.stats = stats
+        self._step = self._leases.stats = stats
+        self._stream.stats = self._demand.stats = self._picker.stats = stats
 
     # ----------------------------------------------------------------------------------- leases
 
@@ -317,28 +272,7 @@ class WeightStore:
         audit  an extra look: its bytes are counted apart
         """
         state = self._state(plane)
-        return self._opened(self._audited(state) if audit else self._scan(state))
-
-    def _scan(self, state: PlaneState) -> Iterator[Lease]:
-        self._step.bytes_useful += state.sweep().absent_bytes
-        self._step.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
-        yield from self._walk(state)
-
-    def _audited(self, state: PlaneState) -> Iterator[Lease]:
-        step, sweep = self._step, state.sweep()
-        dropped = step.bytes_dropped
-        yield from self._walk(state)
-        # What was read ahead for the program gives way to an audit, and is read again.
-        extra = sweep.n_bytes + step.bytes_dropped - dropped
-        step.audit_bytes += extra
-        step.bytes_read -= extra
-
-    def _walk(self, state: PlaneState) -> Iterator[Lease]:
-        source, addresses = state.source, state.segment.addresses
-        per_frame, n_items = source.per_frame, source.n_items
-        with closing(self._swept(state)) as swept:
-            for start, stop in swept:
-                yield Lease(start * per_frame, min(stop * per_frame, n_items), addresses)
+        return self._opened(self._leases.audited(state) if audit else self._leases.scan(state))
 
     def acquire(self, plane: str, ids: np.ndarray) -> Iterator[Lease]:
         """Leases over the items `ids` (int32, ascending, distinct) of a sparse plane."""
@@ -347,70 +281,8 @@ class WeightStore:
             raise UsageError(f"plane {plane} is dense: scan it")
         if self._debug:
             self._check_ids(state, ids)
-        if self._picked_now(state):
-            return self._opened(self._picked(state, ids))
-        return self._opened(self._acquire_swept(state, ids))
-
-    def _picked(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
-        addresses, n_items = state.segment.addresses, state.source.n_items
-        at = 0
-        self._unfinished += 1
-        self._step.planes_picked += 1
-        with closing(self._picker.pick(state, ids, self._clock, self._admit)) as picked:
-            for stop in picked:
-                if stop > at:
-                    yield Lease(0, n_items, addresses, ids[at:stop], at)
-                    at = stop
-        self._unfinished -= 1
-
-    def _acquire_swept(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
-        addresses, n_items = state.segment.addresses, state.source.n_items
-        frames = ids if state.source.per_frame == 1 else ids // state.source.per_frame
-        self._picker.count_wanted(state, frames, state.segment.frame_slot[frames] < 0)
-        if self._admit:
-            self._picker.note_wanted(state, frames, self._clock)
-        self._step.planes_swept += len(state.sweep()) > 0
-        self._step.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
-        at = 0
-        with closing(self._swept(state)) as swept:
-            for _, frame_stop in swept:
-                stop = at + int(np.searchsorted(frames[at:], frame_stop))
-                if stop > at:
-                    yield Lease(0, n_items, addresses, ids[at:stop], at)
-                    at = stop
-
-    def _swept(self, state: PlaneState) -> Iterator[tuple[int, int]]:
-        """(start, stop): these frames are in the address table now, until the next step of the
-        iterator; ascending, covering the plane."""
-        sweep, segment, stream = state.sweep(), state.segment, self._stream
-        most = max(1, stream.n_stages // 2)  # the other half keeps the device busy
-        self._unfinished += 1
-        stream.enter(sweep)
-        try:
-            start = 0
-            if stop := int(sweep.cover[0]):
-                yield start, stop
-                start = stop
-            chunk = 0
-            while chunk < len(sweep):
-                stages = stream.take(most)
-                for stage in stages:
-                    fetch = stage.fetch
-                    frames, addresses = fetch.extents.frames, fetch.addresses
-                    if sweep.n_bytes > sweep.absent_bytes:  # gaps read through are resident
-                        absent = segment.addresses[frames] == 0
-                        frames, addresses = frames[absent], addresses[absent]
-                    segment.lend(frames, addresses)
-                chunk += len(stages)
-                stop = int(sweep.cover[chunk])
-                yield start, stop
-                start = stop
-                segment.take_back()
-                stream.release()
-        finally:
-            segment.take_back()
-            stream.leave(sweep)
-        self._unfinished -= 1
+        walk = self._leases.picked if self._picked_now(state) else self._leases.swept
+        return self._opened(walk(state, ids, clock=self._clock, admit=self._admit))
 
     def gather(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy the items `ids` (any order, repeats allowed) into uint8 `out` [n, stride]."""
@@ -451,8 +323,8 @@ class WeightStore:
         mistakes.
         """
         self._end_iterator()
-        if self._unfinished:
-            self._unfinished = 0
+        if self._leases.unfinished:
+            self._leases.unfinished = 0
             for state in self._states.values():
                 state.recover()
 
@@ -467,10 +339,8 @@ class WeightStore:
         not to be kept, empty once the store is closed."""
         if self._closed:
             return []
-        kept = [(self._arena[f"slots of {s.name}"].address, s.segment.n_slots * s.source.slot_bytes)
-                for s in self._states.values() if s.segment.n_slots]
-        ring = [(address, self._stream.n_stages * each) for address, each in self._ring]
-        return [self._arena.view(address, n) for address, n in kept + ring if n]
+        segments = [state.segment for state in self._states.values()]
+        return self._memory.in_use(segments, self._stream.n_stages)
 
     # ----------------------------------------------------------------------------------- checks
 

@@ -1,0 +1,132 @@
+"""The iterators of leases over one plane: what is in memory first, the rest as it arrives.
+
+Each is closed by the store, at the latest when its step ends; one that was begun and has not run to
+its end is `unfinished`, and then segments may have to be repaired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+import numpy as np
+
+from .pick import Picker
+from .state import PlaneState
+from .stats import StepStats
+from .stream import Stream
+
+
+@dataclass(slots=True)
+class Lease:
+    """Items that may be read now: [start, stop) of the plane or, when `ids` is given, those items.
+
+    addresses  uint64[n_frames] by frame number; valid for the frames of this lease only
+    first      position of `ids` in the array that was asked for
+    """
+
+    start: int
+    stop: int
+    addresses: np.ndarray
+    ids: np.ndarray | None = None
+    first: int = 0
+
+
+class Leases:
+    """Walks over planes, made of a picker's answers and of what a stream brings."""
+
+    def __init__(self, picker: Picker, stream: Stream):
+        self._picker, self._stream = picker, stream
+        self.unfinished = 0
+        self.stats = StepStats()  # the store puts each step's here
+
+    def scan(self, state: PlaneState) -> Iterator[Lease]:
+        """All items of a plane, ascending."""
+        self.stats.bytes_useful += state.sweep().absent_bytes
+        self.stats.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
+        yield from self._walk(state)
+
+    def audited(self, state: PlaneState) -> Iterator[Lease]:
+        """The same as an extra look: its bytes are counted apart."""
+        step, sweep = self.stats, state.sweep()
+        dropped = step.bytes_dropped
+        yield from self._walk(state)
+        # What was read ahead for the program gives way to an audit, and is read again.
+        extra = sweep.n_bytes + step.bytes_dropped - dropped
+        step.audit_bytes += extra
+        step.bytes_read -= extra
+
+    def _walk(self, state: PlaneState) -> Iterator[Lease]:
+        source, addresses = state.source, state.segment.addresses
+        per_frame, n_items = source.per_frame, source.n_items
+        with closing(self._frames(state)) as swept:
+            for start, stop in swept:
+                yield Lease(start * per_frame, min(stop * per_frame, n_items), addresses)
+
+    def picked(
+        self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool
+    ) -> Iterator[Lease]:
+        """Chosen items, of which only the frames that are absent are read."""
+        addresses, n_items = state.segment.addresses, state.source.n_items
+        at = 0
+        self.unfinished += 1
+        self.stats.planes_picked += 1
+        with closing(self._picker.pick(state, ids, clock, admit)) as picked:
+            for stop in picked:
+                if stop > at:
+                    yield Lease(0, n_items, addresses, ids[at:stop], at)
+                    at = stop
+        self.unfinished -= 1
+
+    def swept(
+        self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool
+    ) -> Iterator[Lease]:
+        """Chosen items out of all that is absent, streaming by."""
+        addresses, n_items = state.segment.addresses, state.source.n_items
+        frames = ids if state.source.per_frame == 1 else ids // state.source.per_frame
+        self._picker.count_wanted(state, frames, state.segment.frame_slot[frames] < 0)
+        if admit:
+            self._picker.note_wanted(state, frames, clock)
+        self.stats.planes_swept += len(state.sweep()) > 0
+        self.stats.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
+        at = 0
+        with closing(self._frames(state)) as swept:
+            for _, frame_stop in swept:
+                stop = at + int(np.searchsorted(frames[at:], frame_stop))
+                if stop > at:
+                    yield Lease(0, n_items, addresses, ids[at:stop], at)
+                    at = stop
+
+    def _frames(self, state: PlaneState) -> Iterator[tuple[int, int]]:
+        """(start, stop): these frames are in the address table now, until the next step of the
+        iterator; ascending, covering the plane."""
+        sweep, segment, stream = state.sweep(), state.segment, self._stream
+        most = max(1, stream.n_stages // 2)  # the other half keeps the device busy
+        self.unfinished += 1
+        stream.enter(sweep)
+        try:
+            start = 0
+            if stop := int(sweep.cover[0]):
+                yield start, stop
+                start = stop
+            chunk = 0
+            while chunk < len(sweep):
+                stages = stream.take(most)
+                for stage in stages:
+                    fetch = stage.fetch
+                    frames, addresses = fetch.extents.frames, fetch.addresses
+                    if sweep.n_bytes > sweep.absent_bytes:  # gaps read through are resident
+                        absent = segment.addresses[frames] == 0
+                        frames, addresses = frames[absent], addresses[absent]
+                    segment.lend(frames, addresses)
+                chunk += len(stages)
+                stop = int(sweep.cover[chunk])
+                yield start, stop
+                start = stop
+                segment.take_back()
+                stream.release()
+        finally:
+            segment.take_back()
+            stream.leave(sweep)
+        self.unfinished -= 1
