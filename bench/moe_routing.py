@@ -1,32 +1,47 @@
 """Mixture of experts under a cap, with routing that repeats itself and with routing that does not.
 
-    python bench/moe_routing.py round MODEL.flash --runs FILE.json --caps 100%,50%,25%
-    python bench/moe_routing.py card bench/results/NAME --runs FILE.json
+    python bench/moe_routing.py prepare MODEL.flash --runs FILE.json [where peers are]
+    python bench/moe_routing.py round   MODEL.flash --runs FILE.json [where peers are]
+    python bench/moe_routing.py card bench/results/NAME --runs FILE.json …
 
 For containers made of random_olmoe.py's checkpoints, where the half of the vocabulary that a prompt
 comes from decides which of both.  A round runs every cell once: a fresh process in a memory group
-of exactly the cap, cold, greedy.  A cell says how routing really was (which share of a token's
-experts was among those of the token before, of the 4 and of the 8 before it), which bytes and reads
-a token missed, and the flash floor: what the probed curve asks for just those reads.
+of exactly the cap, cold, greedy.  `--cells 50%:ours,ours+policy=lfu,llama.cpp-128k`: ours, ours
+with a setting, a peer of peers/ on a file made from the container's weights (`prepare`, once).
+
+A cell of ours says how routing really was (which share of a token's experts was among those of the
+token before, of the 4 and of the 8 before it), which bytes and reads a token missed, and the flash
+floor: what the device asks for just those reads.  The device is probed for a second before and
+after the cell, and each point's best counts: the third of a second in which an engine probes for
+its own use may fall into a slow spell, and would flatter it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
+import peers
 from confined import run_confined
+from peers.base import Job
 
 from flashllm.container import open_container
+from flashllm.errors import UnsupportedError
+from flashllm.probe.curve import best_curve
+from flashllm.probe.device import probe_device
+from flashllm.settings import SETTINGS
 from flashllm.units import MIB, parse_size
 
 HALVES = ("chance", "recurring")
 LAGS = (1, 4, 8)
+CELLS = ["100%:ours", "50%:ours,llama.cpp-128k", "25%:ours,llama.cpp-128k"]
+PROBE_S = 1.0
 CHILD = """
 import json, sys
 import flashllm.models.moe as moe
@@ -41,8 +56,10 @@ model, budget, prompt, tokens = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(
 with LLM(model, ram_budget=budget, storage="direct") as llm:
     ids = [int(word) for word in prompt.split(",")]
     result = llm.generate(ids, max_tokens=tokens, temperature=0.0, ignore_eos=True)
+    ahead = llm.store.statistics()
 print(json.dumps({"picks": picks, "tokens": result.tokens, "timings": result.timings,
-                  "flash": result.flash}))
+                  "flash": result.flash, "ahead": [ahead.prefetch_bytes, ahead.prefetch_reads,
+                  ahead.prefetch_unused_bytes]}))
 """
 
 
@@ -68,37 +85,84 @@ def recurring(picks: list[list[list[int]]], n_layers: int) -> dict[int, float]:
     return found
 
 
-def cell(model: Path, cap: int, prompt: list[int], args: argparse.Namespace) -> dict:
-    command = [sys.executable, "-c", CHILD, str(model), str(cap), ",".join(map(str, prompt)),
-               str(args.tokens)]  # fmt: skip
-    done = run_confined(command, group_bytes=cap, files=[model], timeout_s=args.timeout)
+def ours(model: Path, job: Job, setting: str) -> dict:
+    """One run of ours; `setting`: "name=value", "name" for a flag, or nothing."""
+    name, _, value = setting.partition("=")
+    env = {**os.environ, **({SETTINGS[name].variable: value or "1"} if name else {})}
+    command = [sys.executable, "-c", CHILD, str(model), str(job.cap),
+               ",".join(map(str, job.prompt)), str(job.tokens)]  # fmt: skip
+    curves = [probe_device(model, "direct", seconds=PROBE_S)]
+    done = run_confined(
+        command, group_bytes=job.cap, files=[model], timeout_s=job.timeout_s, env=env
+    )
+    curves.append(probe_device(model, "direct", seconds=PROBE_S))
     if done.code:
-        return {"failed": done.code, "err": done.err[-500:], "charges": asdict(done.charges)}
+        return {"state": "failed", "why": done.err[-500:], "charges": asdict(done.charges)}
     seen = json.loads(done.out)
     with open_container(model) as container:
         n_layers = container.config["n_layers"]
-    flash = seen["flash"]
+    flash, n = seen["flash"], job.tokens - 1
+    ahead, ahead_reads, unused = (figure / n for figure in seen["ahead"])
+    n_bytes, reads = flash["bytes_per_token"] + ahead, flash["reads_per_token"] + ahead_reads
+    curve = best_curve(curves)
     return {
+        "state": "ran",
         "tokens_per_s": seen["timings"]["predicted_per_second"],
-        "prompt_per_second": seen["timings"]["prompt_per_second"],
+        "prefill_tokens_per_s": seen["timings"]["prompt_per_second"],
         "per_token_ms": seen["timings"].get("per_token_ms"),
         "recurring": recurring(seen["picks"], n_layers),
-        "bytes_per_token": flash["bytes_per_token"], "reads_per_token": flash["reads_per_token"],
-        "floor_ms": flash["floor_ms"], "hit_rate": flash["hit_rate"],
-        "limit_hits": flash["limit_hits"], "charges": asdict(done.charges),
-        "tokens": seen["tokens"],
+        "decode_bytes_per_token": n_bytes, "reads_per_token": reads,
+        "ahead_bytes_per_token": ahead, "ahead_unused_bytes_per_token": unused,
+        "hit_rate": flash["hit_rate"], "limit_hits": flash["limit_hits"],
+        "floor_ms": 1e3 * curve.seconds(reads, n_bytes / reads) if reads else 0.0,
+        "device_bytes_per_s": curve.bytes_per_s(n_bytes / reads) if reads else None,
+        "curve": asdict(curve), "dram_floor_ms": flash["floor_ms"].get("dram"),
+        "charges": asdict(done.charges), "tokens": seen["tokens"],
     }  # fmt: skip
 
 
+def cells(args: argparse.Namespace) -> list[tuple[str, str, str]]:
+    """(routing, cap, who) in the order of a round."""
+    found = [cell.partition(":") for cell in args.cells]
+    return [(half, cap, who) for half in args.routing.split(",") for cap, _, names in found
+            for who in names.split(",")]  # fmt: skip
+
+
+def prepared(args: argparse.Namespace) -> dict[str, tuple]:
+    """Peer's key -> (peer, its file), or (peer, None) and why there is none."""
+    found = {}
+    for _, _, who in cells(args):
+        if who.partition("+")[0] == "ours" or who in found:
+            continue
+        peer = peers.make(who, args)
+        folder = args.runs.resolve().parent
+        why, file = peers.trouble(peer, folder), None
+        if why is None:
+            try:
+                file = peer.prepare(args.model, folder)
+            except (UnsupportedError, RuntimeError) as error:
+                why = str(error)
+        found[who] = peer, file, why
+    return found
+
+
 def one_round(args: argparse.Namespace) -> None:
-    size, rows = args.model.stat().st_size, []
-    for name, prompt in prompts(args.model, args.prompt).items():
-        for text in args.caps.split(","):
-            cap = parse_size(text, whole_bytes=size)
-            row = {"routing": name, "cap": text, "cap_bytes": cap,
-                   **cell(args.model, cap, prompt, args)}  # fmt: skip
-            rows.append(row)
-            print(name, text, row.get("tokens_per_s", row.get("err")), flush=True)
+    size, rows, others = args.model.stat().st_size, [], prepared(args)
+    halves = prompts(args.model, args.prompt)
+    for half, text, who in cells(args):
+        cap = parse_size(text, whole_bytes=size)
+        name, _, setting = who.partition("+")
+        n = args.tokens if name == "ours" else args.crawl_tokens
+        job = Job(halves[half], n, args.threads, cap, True, args.timeout)
+        if name == "ours":
+            seen = ours(args.model, job, setting)
+        else:
+            peer, file, why = others[who]
+            seen = {"state": "missing", "why": why}
+            if file is not None:
+                seen = peers.measure(peer, file, job) | {"peer": peer.name}
+        rows.append({"routing": half, "cap": text, "who": who, "cap_bytes": cap, **seen})
+        print(half, text, who, seen.get("tokens_per_s", seen.get("why")), flush=True)
     runs = json.loads(args.runs.read_text()) if args.runs.exists() else {"rounds": []}
     runs |= {"model": args.model.name, "bytes": size, "note": args.note,
              "n_prompt": args.prompt, "n_tokens": args.tokens}  # fmt: skip
@@ -106,42 +170,64 @@ def one_round(args: argparse.Namespace) -> None:
     args.runs.write_text(json.dumps(runs))
 
 
+HEAD = (
+    "routing", "cap", "who", "tok/s (all rounds)", "ours / it", "picks recurring 1 / 4 / 8",
+    "MiB/token", "reads/token", "hits", "flash floor ms", "share of floor", "wait ms", "peak MiB",
+    "limit hits", "tokens",
+)  # fmt: skip
+
+
 def table(runs: dict) -> str:
-    head = ("routing | cap | tok/s (all rounds) | picks recurring 1 / 4 / 8 | MiB/token | "
-            "reads/token | hits | flash floor ms | share of flash floor | peak MiB | limit hits | "
-            "tokens")  # fmt: skip
     lines = [
         f"# {runs['model']}", "",
         f"{runs['note']}  {runs['bytes'] / MIB:.0f} MiB; prompt of {runs['n_prompt']}, "
-        f"{runs['n_tokens']} tokens decoded greedily; {len(runs['rounds'])} rounds interleaved; "
-        "`bench/moe_routing.py`: a memory cgroup of exactly the cap, cold, O_DIRECT.  Floor: the "
-        "reads that occurred, priced by the curve probed in that process; share: floor over the "
-        "token's time, the median of the rounds.  Tokens are compared with those at the first cap.",
-        "", f"| {head} |", "|" + " --- |" * len(head.split("|")),
+        f"{runs['n_tokens']} tokens decoded greedily; {len(runs['rounds'])} rounds interleaved.  "
+        "`bench/moe_routing.py`: a process per cell in a memory cgroup of exactly the cap, cold.  "
+        "Floor: the reads that occurred at the best cost probed around that run; share: floor over "
+        "the token's time; `ours / it`: in the same round; medians.  Tokens of ours are compared "
+        "with those of its first cell.",
+        "", "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD),
     ]  # fmt: skip
     first: dict[str, list[int]] = {}
-    for k, row in enumerate(runs["rounds"][0]):
-        same = [rows[k] for rows in runs["rounds"]]
-        ran = [one for one in same if "failed" not in one]
+    for key in dict.fromkeys((r["routing"], r["cap"], r["who"]) for r in runs["rounds"][0]):
+        found = [row_of(rows, key) for rows in runs["rounds"]]
+        ran = [row for row in found if row and row["state"] == "ran"]
         if not ran:
-            lines.append(f"| {row['routing']} | {row['cap']} | failed {len(same)}x |")
+            why = next((row.get("why", "") for row in found if row), "")
+            lines.append("| " + " | ".join([*key, found[0]["state"], why]) + " |")
             continue
-        expected = first.setdefault(row["routing"], ran[0]["tokens"])
-        share = [one["floor_ms"]["flash"] * one["tokens_per_s"] / 1e3 for one in ran]
-        speeds = [one["tokens_per_s"] for one in ran]
-        lags = " / ".join(f"{100 * v:.0f} %" for v in ran[0]["recurring"].values())
-        lines.append(
-            f"| {row['routing']} | {row['cap']} | {statistics.median(speeds):.2f} "
-            f"({', '.join(f'{speed:.2f}' for speed in speeds)}) | {lags} | "
-            f"{middle(ran, 'bytes_per_token') / MIB:.1f} | {middle(ran, 'reads_per_token'):.0f} | "
-            f"{100 * middle(ran, 'hit_rate'):.0f} % | "
-            f"{statistics.median(one['floor_ms']['flash'] for one in ran):.0f} | "
-            f"{statistics.median(share):.2f} | "
-            f"{max(one['charges']['peak_bytes'] for one in ran) / MIB:.0f} | "
-            f"{sum(one['limit_hits'] or 0 for one in ran)} | "
-            f"{'same' if all(one['tokens'] == expected for one in ran) else 'DIFFER'} |"
-        )
+        own = key[2].startswith("ours")
+        base = [row_of(rows, (*key[:2], "ours")) for rows in runs["rounds"]]
+        ratios = [one["tokens_per_s"] / row["tokens_per_s"] for one, row in
+                  zip(base, found, strict=True) if one and row and "tokens_per_s" in row
+                  and "tokens_per_s" in one]  # fmt: skip
+        speeds = [row["tokens_per_s"] for row in ran]
+        line = [
+            key[0], key[1], ran[0].get("peer", key[2]),
+            f"{statistics.median(speeds):.2f} ({', '.join(f'{speed:.2f}' for speed in speeds)})",
+            f"{statistics.median(ratios):.2f}" if ratios and key[2] != "ours" else "",
+        ]  # fmt: skip
+        mib = f"{middle(ran, 'decode_bytes_per_token') / MIB:.0f}"
+        peak = f"{max(row['charges']['peak_bytes'] for row in ran) / MIB:.0f}"
+        if own:
+            expected = first.setdefault(key[0], ran[0]["tokens"])
+            shares = [row["floor_ms"] * row["tokens_per_s"] / 1e3 for row in ran]
+            line += [
+                " / ".join(f"{100 * v:.0f} %" for v in ran[0]["recurring"].values()), mib,
+                f"{middle(ran, 'reads_per_token'):.0f}", f"{100 * middle(ran, 'hit_rate'):.0f} %",
+                f"{middle(ran, 'floor_ms'):.0f}", f"{statistics.median(shares):.2f}",
+                f"{statistics.median(row['per_token_ms']['wait'] for row in ran):.0f}", peak,
+                str(sum(row["limit_hits"] or 0 for row in ran)),
+                "same" if all(row["tokens"] == expected for row in ran) else "DIFFER",
+            ]  # fmt: skip
+        else:
+            line += ["", mib, "", "", "", "", "", peak, str(ran[0]["charges"]["failcnt"]), ""]
+        lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines) + "\n"
+
+
+def row_of(rows: list[dict], key: tuple[str, str, str]) -> dict | None:
+    return next((r for r in rows if (r["routing"], r["cap"], r["who"]) == key), None)
 
 
 def middle(rows: list[dict], name: str) -> float:
@@ -151,25 +237,32 @@ def middle(rows: list[dict], name: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     verbs = parser.add_subparsers(dest="verb", required=True)
-    sub = verbs.add_parser("round")
-    sub.add_argument("model", type=Path)
-    sub.add_argument("--runs", type=Path, required=True)
-    sub.add_argument("--caps", default="100%,50%,25%")
-    sub.add_argument("--prompt", type=int, default=16)
-    sub.add_argument("--tokens", type=int, default=33)
-    sub.add_argument("--timeout", type=float, default=180)
-    sub.add_argument("--note", default="")
+    for verb in ("prepare", "round"):
+        sub = verbs.add_parser(verb)
+        sub.add_argument("model", type=Path)
+        sub.add_argument("--runs", type=Path, required=True, help="peers' files lie beside it")
+        sub.add_argument("--cells", nargs="+", default=CELLS)
+        sub.add_argument("--routing", default=",".join(HALVES))
+        sub.add_argument("--prompt", type=int, default=16)
+        sub.add_argument("--tokens", type=int, default=33)
+        sub.add_argument("--crawl-tokens", type=int, default=9, help="of peers")
+        sub.add_argument("--threads", type=int, default=2)
+        sub.add_argument("--timeout", type=float, default=180)
+        sub.add_argument("--note", default="")
+        peers.add_arguments(sub)
     sub = verbs.add_parser("card")
     sub.add_argument("out", type=Path, help="without suffix")
-    sub.add_argument("--runs", type=Path, required=True)
+    sub.add_argument("--runs", type=Path, nargs="+", required=True)
     args = parser.parse_args()
-    if args.verb == "round":
+    if args.verb == "prepare":
+        print({who: str(file or why) for who, (_, file, why) in prepared(args).items()})
+    elif args.verb == "round":
         one_round(args)
-        return
-    runs = json.loads(args.runs.read_text())
-    args.out.with_suffix(".json").write_text(json.dumps(runs))
-    args.out.with_suffix(".md").write_text(table(runs))
-    print(table(runs))
+    else:
+        runs = [json.loads(file.read_text()) for file in args.runs]
+        args.out.with_suffix(".json").write_text(json.dumps({"models": runs}))
+        args.out.with_suffix(".md").write_text("\n".join(map(table, runs)))
+        print(args.out.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 from flashllm import LLM, assembly
 from flashllm.conversion.enlarge import inflate
 from flashllm.offload import WeightStore
+from flashllm.offload.sizing import DEMAND_BYTES
 from flashllm.units import KIB, MIB
 
 from .tiny import GOLDEN
@@ -36,7 +37,10 @@ def model(request, tmp_path_factory):
     return str(path)
 
 
-def run(path: str, monkeypatch, *, share: float, mode: str = "adaptive", **settings):
+def run(
+    path: str, monkeypatch, *, share: float, mode: str = "adaptive",
+    demand_bytes: int = DEMAND_BYTES, **settings,
+):  # fmt: skip
     """(logits, greedy tokens) with `share` of every plane kept and a ring of 4 small stages."""
     plan_budget = assembly.plan.plan_budget
 
@@ -50,7 +54,7 @@ def run(path: str, monkeypatch, *, share: float, mode: str = "adaptive", **setti
 
     class Store(WeightStore):
         def __init__(self, *args, **kwargs):
-            super().__init__(*args, mode=mode, **kwargs)
+            super().__init__(*args, mode=mode, demand_bytes=demand_bytes, **kwargs)
 
     with monkeypatch.context() as patch:
         patch.setattr(assembly.plan, "plan_budget", forced)

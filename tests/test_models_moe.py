@@ -18,6 +18,8 @@ from flashllm.conversion.layout import items_per_expert_frame
 from flashllm.errors import CheckpointError, FormatError, UnsupportedError, UsageError
 from flashllm.models.configs import config_from_dict, config_from_hf
 from flashllm.models.routing import route, sigmoid
+from flashllm.offload.demand import Demand
+from flashllm.units import KIB
 
 from .test_exactness import run
 from .tiny import GOLDEN
@@ -138,6 +140,24 @@ def test_bits_do_not_depend_on_how(paths, resident, monkeypatch, name, settings)
 def test_bits_do_not_depend_on_frames(resident):
     np.testing.assert_array_equal(resident["raw"][0], resident["whole"][0])
     np.testing.assert_array_equal(resident["raw"][0], resident["zstd"][0])
+
+
+@pytest.mark.parametrize("name", ["raw", "int8", "zstd"])
+def test_a_chunk_of_more_experts_than_slots_comes_in_waves(paths, resident, monkeypatch, name):
+    plain, waves, wanted = Demand._waves, [], set()
+
+    def counted(self, source, extents, targets):
+        found = plain(self, source, extents, targets)
+        if source.name.endswith(".experts"):
+            waves.append(len(found))
+            wanted.update((extents.frames * source.per_frame // 48).tolist())
+        return found
+
+    monkeypatch.setattr(Demand, "_waves", counted)
+    logits, result = run(paths[name], monkeypatch, share=0.1, demand_bytes=16 * KIB)
+    assert max(waves) > 2 and len(wanted) > 8  # each half was used again, for most of 12 experts
+    np.testing.assert_array_equal(logits, resident[name][0])
+    assert result.tokens == resident[name][1].tokens
 
 
 def test_kernels_agree_with_the_reference(paths, resident, monkeypatch):
@@ -301,8 +321,8 @@ def test_every_field_of_a_carried_config_is_checked():
         config_from_dict("moe", {**good, "expert_layers": [0, 2]})
 
 
-def test_widening_is_refused_by_name(checkpoint, tmp_path):
-    with pytest.raises(UnsupportedError, match="llama"):
+def test_widening_is_refused_by_name_and_says_what_is_not(checkpoint, tmp_path):
+    with pytest.raises(UnsupportedError, match="moe models cannot .* llama, mistral"):
         inflate(checkpoint, tmp_path / "m.flash", size_bytes=2**22)
 
 

@@ -11,7 +11,7 @@ from .progress import Progress
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("input", help="a Llama-family checkpoint or container")
+    parser.add_argument("input", help="a checkpoint or container of the llama family")
     parser.add_argument("output", help="the .flash file to write")
     parser.add_argument("--size", default="1GiB", help="bytes of the container to reach")
     parser.add_argument("--quant", default="int8",

@@ -9,10 +9,8 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 
-from ..errors import UnsupportedError
-from ..models.llama_config import LlamaConfig
 from .convert import ConversionReport, Progress, convert
-from .inflate import InflatedCheckpoint
+from .inflate import InflatedCheckpoint, require_inflatable
 from .inflation_size import choose_inflation
 from .layout import check_quant, widest
 from .opening import open_source
@@ -44,8 +42,7 @@ def inflate(
     check_quant(quant)
     with open_source(input) as source:
         resolved = resolve(source)
-        if resolved.config.family != LlamaConfig.family:
-            raise UnsupportedError(f"{source.path}: only llama models can be inflated")
+        require_inflatable(source.path, resolved.config)
         matrices = [name for tensor, name in resolved.names.items() if len(tensor.shape) == 2]
         kept = widest([source.dtype(name) for name in matrices])
         inflation = choose_inflation(

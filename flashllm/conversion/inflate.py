@@ -31,7 +31,7 @@ import numpy as np
 
 from ..checkpoints import STORAGE_DTYPES, Checkpoint
 from ..errors import CheckpointError, UnsupportedError, UsageError
-from ..models.base import TensorRole
+from ..models.base import ModelConfig, TensorRole
 from ..models.llama_config import LlamaConfig
 from ..quant import WEIGHT_TYPES
 from .decoys import Decoys
@@ -98,8 +98,7 @@ class InflatedCheckpoint(Checkpoint):
         self._source, self.inflation = source, inflation
         self._resolved = resolve(source)
         old = self._resolved.config
-        if old.family != LlamaConfig.family:
-            raise UnsupportedError(f"{source.path}: only llama models can be inflated")
+        require_inflatable(source.path, old)
         self._old = old
         self._decoys = Decoys(old.intermediate_size, inflation.seed) if inflation.apart else None
         self._cache: dict[str, np.ndarray] = {}
@@ -347,6 +346,15 @@ class InflatedCheckpoint(Checkpoint):
     def n_bytes(self) -> int:
         return sum(
             int(np.prod(shape)) * self.itemsize(name) for name, shape in self._shapes.items()
+        )
+
+
+def require_inflatable(path: object, config: ModelConfig) -> None:
+    if config.family != LlamaConfig.family:
+        raise UnsupportedError(
+            f"{path}: {config.family} models cannot be inflated, only those of llama's family: "
+            f"{', '.join(LlamaConfig.model_types)} (the repository's bench/random_*.py make other "
+            "families of any size, with random weights)"
         )
 
 
