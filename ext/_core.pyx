@@ -462,6 +462,14 @@ cdef extern from "fl_reader.h" nogil:
         const int64_t *check_length
         const uint64_t *check_seed
         const uint64_t *check_digest
+    ctypedef struct fl_run:
+        int64_t offset, length
+        uint64_t address
+        size_t n_frames
+        const uint64_t *offsets
+        const uint32_t *stored
+        const uint64_t *digests
+        uint64_t file_id
     fl_reader *fl_reader_open(int fd, int mode, int64_t size, int depth, int64_t alignment,
                               int64_t memory_alignment, int *error)
     void fl_reader_close(fl_reader *r)
@@ -471,6 +479,8 @@ cdef extern from "fl_reader.h" nogil:
     const fl_source *fl_reader_source(const fl_reader *r)
     int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket,
                          fl_failure *failure)
+    int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket,
+                             fl_failure *failure)
     int fl_ticket_wait(fl_ticket *t, int64_t upto, int64_t slice_ns, fl_failure *failure)
     int64_t fl_ticket_done(const fl_ticket *t)
     void fl_ticket_close(fl_ticket *t)
@@ -489,7 +499,7 @@ _REFUSALS = {
     FL_BAD_START: "its iov_start or check_start does not ascend within the arrays",
     FL_BAD_SUM: "its destinations do not sum to its length",
     FL_BAD_ALIGNMENT: "its offset, or a destination's length or address, is off the alignment",
-    FL_BAD_CHECK: "a check has a negative length",
+    FL_BAD_CHECK: "a check has a negative length, or lies outside a run",
 }
 
 
@@ -587,6 +597,27 @@ cdef class Reader:
         if status != FL_READ_OK:
             raise _failure(status, &failure)
         ticket.reader, ticket.n = self, b.n_extents
+        return ticket
+
+    def submit_run(self, int64_t offset, int64_t length, uint64_t address, int64_t start,
+                   int64_t stop, const uint64_t[::1] offsets, const uint32_t[::1] stored,
+                   const uint64_t[::1] digests, uint64_t file_id):
+        """Queue the frames [start, stop) of these tables as one extent; its NativeTicket."""
+        cdef fl_run run
+        cdef fl_failure failure
+        cdef int status
+        cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
+        if not 0 <= start < stop <= offsets.shape[0] or not (
+                offsets.shape[0] == stored.shape[0] == digests.shape[0]):
+            raise ValueError("the frames of a run do not lie in its tables")
+        run.offset, run.length, run.address = offset, length, address
+        run.n_frames, run.file_id = stop - start, file_id
+        run.offsets, run.stored, run.digests = &offsets[start], &stored[start], &digests[start]
+        with nogil:
+            status = fl_reader_submit_run(self.reader, &run, &ticket.ticket, &failure)
+        if status != FL_READ_OK:
+            raise _failure(status, &failure)
+        ticket.reader, ticket.n = self, 1
         return ticket
 
 

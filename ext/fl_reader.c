@@ -25,6 +25,11 @@ static const size_t STACK_BYTES[] = {128 << 10, 1 << 20};
  * so that neighbours are advised together. */
 enum { AHEAD_EXTENTS = 32, AHEAD_STRIDE = 16, AHEAD_BYTES = 8 << 20 };
 
+/* Long reads share the device's rate: the more are in flight, the later the first of them comes, and
+ * that is the one waited for.  Measured with 1 MiB each and a ring of 23: 12 at once serve 13.2
+ * tokens a second where 16 serve 11.7, and nothing but reading is no slower (2.15 GB/s). */
+enum { LONG_BYTES = 512 << 10, LONG_READS = 12 };
+
 enum { WAITING = 0, ARRIVED = 1, FAILED = 2 };
 
 typedef struct {
@@ -60,7 +65,7 @@ struct fl_reader {
     pthread_mutex_t lock;
     pthread_cond_t work, idle;
     fl_ticket *head, *tail;
-    int depth, n_threads, n_users, closed;
+    int depth, n_threads, n_users, n_long, closed;
     pthread_t threads[];
 };
 
@@ -177,18 +182,30 @@ static void settle(fl_ticket *t, int64_t index, int kind, const fl_failure *fail
         pthread_cond_broadcast(&t->moved);
 }
 
+static int is_long(const fl_ticket *t, int64_t index)
+{
+    return t->extents[index].length >= LONG_BYTES;
+}
+
+/* Under the lock: is there a next extent, and may it be begun now? */
+static int may_begin(const fl_reader *r)
+{
+    return r->head && (r->n_long < LONG_READS || !is_long(r->head, r->head->taken));
+}
+
 static void *serve(void *argument)
 {
     fl_reader *r = argument;
 
     pthread_mutex_lock(&r->lock);
     for (;;) {
-        while (!r->closed && !r->head)
+        while (!r->closed && !may_begin(r))
             pthread_cond_wait(&r->work, &r->lock);
         if (r->closed)
             break;
         fl_ticket *t = r->head;
         const int64_t index = t->taken++;
+        const int is_one_long = is_long(t, index);
         int64_t first = 0;
         const int64_t n_ahead = plan_ahead(t, index, &first);
         fl_failure failure = {0};
@@ -198,6 +215,9 @@ static void *serve(void *argument)
             if (!r->head)
                 r->tail = NULL;
         }
+        r->n_long += is_one_long;
+        if (may_begin(r)) /* those who slept while a long one was next */
+            pthread_cond_signal(&r->work);
         pthread_mutex_unlock(&r->lock);
 
         if (n_ahead)
@@ -205,6 +225,7 @@ static void *serve(void *argument)
         const int kind = read_extent(t, index, &failure);
 
         pthread_mutex_lock(&r->lock);
+        r->n_long -= is_one_long;
         settle(t, index, kind, &failure);
     }
     pthread_mutex_unlock(&r->lock);
@@ -362,25 +383,57 @@ static int refusal(const fl_reader *r, const fl_batch *b, size_t e)
     return 0;
 }
 
-static fl_ticket *copy_batch(fl_reader *r, const fl_batch *b)
+/* As `refusal`, for the only extent of a run. */
+static int run_refusal(const fl_reader *r, const fl_run *run)
 {
-    const size_t n = b->n_extents;
+    const int64_t a = r->source.alignment, ma = r->source.memory_alignment;
+
+    if (run->offset < 0 || run->length < 1 || run->offset > INT64_MAX - run->length - (1 << 20))
+        return FL_BAD_RANGE;
+    if (run->offset % a || run->length % a || run->address % (uint64_t)ma)
+        return FL_BAD_ALIGNMENT;
+    for (size_t i = 0; i < run->n_frames; i++) {
+        const uint64_t at = run->offsets[i] - (uint64_t)run->offset; /* wraps when before it */
+        if (at > (uint64_t)run->length || run->stored[i] > (uint64_t)run->length - at)
+            return FL_BAD_CHECK;
+    }
+    return 0;
+}
+
+/* A ticket with room for so many; its arrays are not filled.  NULL without memory. */
+static fl_ticket *new_ticket(fl_reader *r, size_t n_extents, size_t n_iov, size_t n_checks)
+{
     const size_t extents_at = (sizeof(fl_ticket) + 63) / 64 * 64;
-    const size_t iov_at = extents_at + n * sizeof(extent);
-    const size_t checks_at = iov_at + b->n_iov * sizeof(struct iovec);
-    const size_t state_at = checks_at + b->n_checks * sizeof(check);
-    fl_ticket *t = calloc(1, state_at + n);
+    const size_t iov_at = extents_at + n_extents * sizeof(extent);
+    const size_t checks_at = iov_at + n_iov * sizeof(struct iovec);
+    const size_t state_at = checks_at + n_checks * sizeof(check);
+    fl_ticket *t = calloc(1, state_at + n_extents);
 
     if (!t)
         return NULL;
     t->reader = r;
-    t->n = (int64_t)n;
+    t->n = (int64_t)n_extents;
     t->failure.extent = t->n;
     t->extents = (extent *)((uint8_t *)t + extents_at);
     t->iov = (struct iovec *)((uint8_t *)t + iov_at);
     t->checks = (check *)((uint8_t *)t + checks_at);
     t->state = (uint8_t *)t + state_at;
-    for (size_t e = 0; e < n; e++)
+
+    pthread_condattr_t clock;
+    pthread_condattr_init(&clock);
+    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
+    pthread_cond_init(&t->moved, &clock);
+    pthread_condattr_destroy(&clock);
+    return t;
+}
+
+static fl_ticket *copy_batch(fl_reader *r, const fl_batch *b)
+{
+    fl_ticket *t = new_ticket(r, b->n_extents, b->n_iov, b->n_checks);
+
+    if (!t)
+        return NULL;
+    for (size_t e = 0; e < b->n_extents; e++)
         t->extents[e] = (extent){b->offset[e],
                                  b->length[e],
                                  (uint32_t)b->iov_start[e],
@@ -392,26 +445,28 @@ static fl_ticket *copy_batch(fl_reader *r, const fl_batch *b)
     for (size_t k = 0; k < b->n_checks; k++)
         t->checks[k] = (check){(const void *)(uintptr_t)b->check_address[k],
                                (size_t)b->check_length[k], b->check_seed[k], b->check_digest[k]};
-
-    pthread_condattr_t clock;
-    pthread_condattr_init(&clock);
-    pthread_condattr_setclock(&clock, CLOCK_MONOTONIC);
-    pthread_cond_init(&t->moved, &clock);
-    pthread_condattr_destroy(&clock);
     return t;
 }
 
-int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl_failure *failure)
+static fl_ticket *copy_run(fl_reader *r, const fl_run *run)
 {
-    if (forked(r))
-        return FL_FORKED;
-    for (size_t e = 0; e < batch->n_extents; e++) {
-        failure->kind = refusal(r, batch, e);
-        failure->extent = (int64_t)e;
-        if (failure->kind)
-            return FL_REFUSED;
+    fl_ticket *t = new_ticket(r, 1, 1, run->n_frames);
+
+    if (!t)
+        return NULL;
+    t->extents[0] = (extent){run->offset, run->length, 0, 1, 0, (uint32_t)run->n_frames};
+    t->iov[0] = (struct iovec){(void *)(uintptr_t)run->address, (size_t)run->length};
+    for (size_t i = 0; i < run->n_frames; i++) {
+        const uint64_t address = run->address + (run->offsets[i] - (uint64_t)run->offset);
+        t->checks[i] = (check){(const void *)(uintptr_t)address, run->stored[i],
+                               run->offsets[i] + run->file_id, run->digests[i]};
     }
-    fl_ticket *t = copy_batch(r, batch);
+    return t;
+}
+
+/* Queues `t`, which is freed when that cannot be; NULL: there was no memory for it. */
+static int queue_ticket(fl_reader *r, fl_ticket *t, fl_ticket **ticket, fl_failure *failure)
+{
     if (!t) {
         failure->error = ENOMEM;
         return FL_SYSTEM;
@@ -441,6 +496,30 @@ int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl
     }
     *ticket = t;
     return FL_READ_OK;
+}
+
+int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl_failure *failure)
+{
+    if (forked(r))
+        return FL_FORKED;
+    for (size_t e = 0; e < batch->n_extents; e++) {
+        failure->kind = refusal(r, batch, e);
+        failure->extent = (int64_t)e;
+        if (failure->kind)
+            return FL_REFUSED;
+    }
+    return queue_ticket(r, copy_batch(r, batch), ticket, failure);
+}
+
+int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket, fl_failure *failure)
+{
+    if (forked(r))
+        return FL_FORKED;
+    failure->kind = run_refusal(r, run);
+    failure->extent = 0;
+    if (failure->kind)
+        return FL_REFUSED;
+    return queue_ticket(r, copy_run(r, run), ticket, failure);
 }
 
 int fl_ticket_wait(fl_ticket *t, int64_t upto, int64_t slice_ns, fl_failure *failure)

@@ -24,7 +24,7 @@ enum {
     FL_BAD_START = 2,     /* iov_start or check_start is not ascending within its arrays */
     FL_BAD_SUM = 3,       /* the destinations do not sum to the extent's length */
     FL_BAD_ALIGNMENT = 4, /* FL_DIRECT: an offset, length or address off the alignment */
-    FL_BAD_CHECK = 5      /* a check of negative length */
+    FL_BAD_CHECK = 5      /* a check of negative length, or one outside a run */
 };
 
 typedef struct {
@@ -39,6 +39,19 @@ typedef struct {
     const uint64_t *check_seed, *check_digest;
 } fl_batch;
 
+/* Frames that lie one after the other in the file, read as one extent to one destination.  The three
+ * tables have a row per frame: frame i lies at offsets[i], is stored[i] bytes long, and its check is
+ * XXH64 seeded with offsets[i] + file_id.  The same as a batch of one extent, without its arrays. */
+typedef struct {
+    int64_t offset, length;
+    uint64_t address;
+    size_t n_frames;
+    const uint64_t *offsets;
+    const uint32_t *stored;
+    const uint64_t *digests;
+    uint64_t file_id;
+} fl_run;
+
 /* Owns `fd` from success on; NULL and *error (errno) otherwise.  Threads start with the first
  * batch, so that opening a file for its header costs none. */
 fl_reader *fl_reader_open(int fd, int mode, int64_t size, int depth, int64_t alignment,
@@ -51,6 +64,8 @@ const fl_source *fl_reader_source(const fl_reader *r);
 
 /* FL_READ_OK and *ticket; FL_REFUSED with failure->kind and ->extent; FL_SYSTEM with ->error. */
 int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl_failure *failure);
+
+int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket, fl_failure *failure);
 
 /* Until extents [0, upto) have arrived: FL_READ_OK; FL_FAIL_* of the first that did not; FL_TIMEOUT
  * after `slice_ns`; FL_CLOSED when it never will be. */

@@ -144,6 +144,72 @@ def test_one_extent_over_more_destinations_than_a_call_takes(storage, content):
         memory.reshape(n, step)[order], content[: n * step].reshape(n, step)
     )
 
+def tables(content, storage, sizes, seed):
+    """Tables of frames of these stored sizes, each padded to UNIT, from the file's second unit on;
+    a plane that lies like this can be read as a run."""
+    stored = np.array(sizes, np.uint32)
+    padded = (stored.astype(np.int64) + UNIT - 1) // UNIT * UNIT
+    offsets = (UNIT + np.cumsum(padded) - padded).astype(np.uint64)
+    digests = [
+        xxh64(content[int(at) : int(at) + int(n)], (int(at) + seed) % 2**64)
+        for at, n in zip(offsets, stored, strict=True)
+    ]
+    return offsets, stored, np.array(digests, np.uint64)
+
+
+SIZES = [UNIT, 100, 3 * UNIT - 1, 2 * UNIT, 1]
+
+
+def test_a_run_of_frames_is_one_checked_extent(storage, content):
+    file_id = np.uint64(2**64 - 5)  # seeds wrap
+    offsets, stored, digests = some = tables(content, storage, SIZES, int(file_id))
+    for start, stop in [(0, 5), (1, 4), (4, 5)]:
+        offset = int(offsets[start])
+        length = int(offsets[stop - 1]) + -(-int(stored[stop - 1]) // UNIT) * UNIT - offset
+        memory = room(length)
+        at = memory.ctypes.data
+        with storage.submit_run(offset, length, at, start, stop, some, file_id) as ticket:
+            ticket.wait()
+            assert ticket.done() == 1
+        assert (memory == content[offset : offset + length]).all()
+
+
+@pytest.mark.parametrize("bad", range(1, 4))
+def test_a_run_names_the_frame_whose_bytes_are_wrong(storage, content, bad):
+    offsets, stored, digests = tables(content, storage, SIZES, 9)
+    digests[bad] ^= 1
+    memory = room(8 * UNIT)
+    said = []
+    ticket = storage.submit_run(
+        int(offsets[1]), 6 * UNIT, memory.ctypes.data, 1, 4, (offsets, stored, digests),
+        np.uint64(9), lambda extent, check: said.append((extent, check)) or "a frame",
+    )  # fmt: skip
+    with ticket, pytest.raises(ChecksumError, match="a frame"):
+        ticket.wait()
+    assert said == [(0, bad - 1)]
+
+
+# offset, length (units), start, stop: the frames lie in units 1, 2, 3-5, 6-7 and 8
+RUNS_REFUSED = {
+    "nothing": (1, 1, 2, 2), "before the tables": (1, 1, -1, 2), "behind the tables": (1, 9, 0, 6),
+    "a frame before the extent": (2, 8, 0, 5), "a frame behind the extent": (1, 5, 0, 4),
+    "no bytes": (1, 0, 0, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", RUNS_REFUSED)
+@pytest.mark.parametrize("name", STORAGES.names())
+def test_a_run_that_does_not_fit_its_tables_is_refused(name, path, content, case):
+    with opened(name, path) as storage:
+        offset, length, start, stop = RUNS_REFUSED[case]
+        some = tables(content, storage, SIZES, 9)
+        memory = room(16 * UNIT)
+        with pytest.raises(UsageError):
+            storage.submit_run(
+                offset * UNIT, length * UNIT, memory.ctypes.data, start, stop, some, np.uint64(9)
+            )
+        assert not memory.any()
+
 
 def test_an_empty_batch_is_done_at_once(storage):
     with storage.submit(ReadBatch.plain([], [], [])) as ticket:

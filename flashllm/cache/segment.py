@@ -35,7 +35,7 @@ class Segment:
         self.addresses = np.zeros(n_frames, dtype=np.uint64)
         self.pins = np.zeros(n_slots, dtype=np.int16)
         self.n_used = 0
-        self._lent: list[np.ndarray] = []
+        self._lent: list[np.ndarray | slice] = []
 
     @staticmethod
     def table_bytes(n_frames: int, n_slots: int) -> int:
@@ -121,8 +121,6 @@ class Segment:
         if self.addresses[frames].any():
             raise AssertionError(f"{self.name}: lending frames that are present")
         self.addresses[frames] = addresses
-        if isinstance(frames, slice):
-            frames = np.arange(frames.start, frames.stop, dtype=np.int32)
         self._lent.append(frames)
 
     def take_back(self) -> None:
@@ -178,7 +176,7 @@ class Segment:
         if idle and (self.pins.any() or self._lent):
             self._broken(
                 f"idle with {int(np.count_nonzero(self.pins))} pinned slots and "
-                f"{sum(len(some) for some in self._lent)} lent frames"
+                f"{int(np.count_nonzero(lent))} lent frames"
             )
 
     def _broken(self, what: str) -> None:

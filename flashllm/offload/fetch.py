@@ -20,8 +20,8 @@ from ..cache.arena import Arena
 from ..container.base import Plane
 from ..errors import CodecError, UnsupportedError
 from ..units import KIB
-from .frames import RAW, FrameSource, linear_batch, scatter_batch
-from .planner import Extents
+from .frames import RAW, FrameSource, linear_batch, run_places, scatter_batch
+from .planner import Extents, Run
 
 # Extents are decoded in groups: waking a thread costs about as much as decoding 50 KiB.
 DECODE_GROUP_BYTES = 256 * KIB
@@ -52,7 +52,7 @@ class Fetch:
     )  # fmt: skip
 
     def __init__(
-        self, source: FrameSource, extents: Extents, addresses: np.ndarray, arena: Arena
+        self, source: FrameSource, extents: Extents | Run, addresses: np.ndarray, arena: Arena
     ):
         self.source, self.extents, self.addresses = source, extents, addresses
         self.failed = False
@@ -123,8 +123,7 @@ class Fetch:
 
     def _describe(self, extent: int, check: int) -> str:
         """Which frame a failed extent is about; `check` counts within the extent, -1 = none."""
-        at = int(self.extents.first[extent]) + max(check, 0)
-        return self.source.describe(int(self.extents.frames[at]))
+        return self.source.describe(self.extents.frame_at(extent, max(check, 0)))
 
 
 class Fetcher:
@@ -184,6 +183,19 @@ class Fetcher:
                 fetch._places = places
                 self._queue_jobs(fetch)
         except BaseException:  # a traceback would keep it, and with it the arena's lease, alive
+            fetch.close()
+            raise
+        return fetch
+
+    def start_run(self, source: FrameSource, run: Run, address: int) -> Fetch:
+        """Submit a run of raw frames, which stay where they are read, from `address` on."""
+        fetch = Fetch(source, run, run_places(run, source, address), self._arena)
+        try:
+            fetch._ticket = self._storage.submit_run(
+                run.offset, run.n_bytes, address, run.start, run.stop, source.tables,
+                source.file_id, fetch._describe,
+            )  # fmt: skip
+        except BaseException:  # as in `start`
             fetch.close()
             raise
         return fetch

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..container.base import Plane
 from ..units import align_up
-from .planner import Extents, coalesce
+from .planner import Extents, Run, coalesce
 
 RAW = "raw"
 MAX_PIECES = 512  # frames of one extent; with a gap after each, a read scatters over 1024 pieces
@@ -30,6 +30,7 @@ class FrameSource:
         self.alignment = alignment
         self.file_id = np.uint64(plane.file_id)
         self.slot_bytes = slot_bytes(plane, alignment)
+        self.tables = (plane.offsets, plane.stored, plane.digests)
         self._file_bytes: int | None = None  # when asked for
 
     def bundles_in(self, n_bytes: int) -> int:
@@ -53,17 +54,11 @@ class FrameSource:
             frames, offsets, lengths, max_gap=max_gap, max_extent=max_extent, max_frames=MAX_PIECES
         )
 
-    def run(self, start: int, stop: int) -> Extents:
+    def run(self, start: int, stop: int) -> Run:
         """Frames [start, stop), which lie one after the other in the file, as one extent."""
         offset = int(self.plane.offsets[start])
         last = align_up(int(self.plane.stored[stop - 1]), self.alignment)
-        length = int(self.plane.offsets[stop - 1]) + last - offset
-        return Extents(
-            np.arange(start, stop, dtype=np.int32),
-            np.array((0, stop - start), dtype=np.int32),
-            np.array((offset,), dtype=np.int64),
-            np.array((length,), dtype=np.int64),
-        )
+        return Run(start, stop, offset, int(self.plane.offsets[stop - 1]) + last - offset)
 
     def describe(self, frame: int) -> str:
         """'plane layers.3.ffn, frame 17 (items 34 to 35)' for error messages."""
@@ -109,11 +104,14 @@ class Batch:
         )  # fmt: skip
 
 
+def run_places(run: Run, source: FrameSource, address: int) -> np.ndarray:
+    """uint64 addresses of a run's frames when it lies at `address`."""
+    shift = np.uint64((address - run.offset) % 2**64)
+    return source.plane.offsets[run.start : run.stop] + shift  # wraps back
+
+
 def linear_places(extents: Extents, source: FrameSource, address: int) -> np.ndarray:
     """uint64 addresses of the frames when the extents lie one after the other from `address`."""
-    if len(extents) == 1:  # a stage of the ring, a thousand times per GiB
-        shift = np.uint64((address - int(extents.offset[0])) % 2**64)
-        return source.plane.offsets[extents.frames] + shift  # wraps back
     starts = np.cumsum(extents.length) - extents.length
     offsets = source.plane.offsets[extents.frames].astype(np.int64)
     shift = np.repeat(starts - extents.offset, np.diff(extents.first))

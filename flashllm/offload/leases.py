@@ -117,6 +117,7 @@ class Leases:
                     fetch = stage.fetch
                     frames, addresses = fetch.extents.frames, fetch.addresses
                     if sweep.n_bytes > sweep.absent_bytes:  # gaps read through are resident
+                        frames = np.arange(segment.n_frames, dtype=np.int32)[frames]
                         absent = segment.addresses[frames] == 0
                         frames, addresses = frames[absent], addresses[absent]
                     segment.lend(frames, addresses)

@@ -44,6 +44,10 @@ class Extents:
     def n_bytes(self) -> int:
         return int(self.length.sum())
 
+    def frame_at(self, extent: int, nth: int) -> int:
+        """The nth of the wanted frames in an extent."""
+        return int(self.frames[int(self.first[extent]) + nth])
+
     def part(self, start: int, stop: int) -> Extents:
         """Extents [start, stop) alone."""
         a, b = int(self.first[start]), int(self.first[stop])
@@ -53,6 +57,28 @@ class Extents:
             self.offset[start:stop],
             self.length[start:stop],
         )
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Frames [start, stop) that lie one after the other in the file: one extent of `n_bytes` at
+    `offset`, without arrays."""
+
+    start: int
+    stop: int
+    offset: int
+    n_bytes: int
+
+    def __len__(self) -> int:
+        return 1
+
+    @property
+    def frames(self) -> slice:
+        return slice(self.start, self.stop)
+
+    def frame_at(self, extent: int, nth: int) -> int:
+        """As Extents.frame_at."""
+        return self.start + nth
 
 
 def coalesce(

@@ -18,7 +18,7 @@ from collections.abc import Iterator, Sequence
 from ..errors import ChecksumError, CodecError, FlashReadError
 from .fetch import Fetch, Fetcher
 from .frames import spaced
-from .planner import SweepPlan
+from .planner import Extents, Run, SweepPlan
 from .stats import StepStats
 
 _FOREVER = 1 << 62
@@ -205,20 +205,24 @@ class Stream:
     def _submit(self, stage: Stage) -> None:
         stage.step = self._step
         source = stage.plan.owner
-        if stage.plan.runs:
-            extents = source.run(*stage.plan.cuts[stage.chunk].tolist())
-        else:
-            frames = stage.plan.frames(stage.chunk)
-            extents = source.extents(frames, max_gap=0, max_extent=_FOREVER)
+        if stage.plan.runs and not source.coded:
+            run = source.run(*stage.plan.cuts[stage.chunk].tolist())
+            self._count(run)
+            stage.fetch = self._fetcher.start_run(source, run, stage.raw_address)
+            return
+        frames = stage.plan.frames(stage.chunk)
+        extents = source.extents(frames, max_gap=0, max_extent=_FOREVER)
         targets = None
         if source.coded:
-            n = len(extents.frames)
-            targets = spaced(stage.decoded_address, source.slot_bytes, n)
-        self.stats.bytes_read += extents.n_bytes
-        self.stats.reads += len(extents)
+            targets = spaced(stage.decoded_address, source.slot_bytes, len(frames))
+        self._count(extents)
         stage.fetch = self._fetcher.start(
             source, extents, targets=targets, raw_address=stage.raw_address
         )
+
+    def _count(self, extents: Extents | Run) -> None:
+        self.stats.bytes_read += extents.n_bytes
+        self.stats.reads += len(extents)
 
     # ----------------------------------------------------------------------------------- upkeep
 

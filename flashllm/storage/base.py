@@ -159,6 +159,30 @@ class Storage(ABC):
         """Queue all of `batch`.  UsageError when an extent breaks a rule of ReadBatch or the
         alignment; ClosedError after close().  `describe` words places for error messages."""
 
+    def submit_run(
+        self, offset: int, length: int, address: int, start: int, stop: int,
+        tables: tuple[np.ndarray, np.ndarray, np.ndarray], file_id: np.uint64,
+        describe: Describe | None = None,
+    ) -> Ticket:  # fmt: skip
+        """`submit` of frames that lie one after the other in the file, as one extent: the bytes
+        [offset, offset + length) into the memory at `address`.
+
+        The frames are the rows [start, stop) of `tables`: offsets uint64[n], stored uint32[n] and
+        digests uint64[n].  Frame i lies at offsets[i]; its check is XXH64, seeded with offsets[i] +
+        file_id, over its stored[i] bytes.  This is what it means; a backend may do without arrays.
+        """
+        offsets, stored, digests = (table[start:stop] for table in tables)
+        ends = np.array((0, 1), np.int32)
+        lengths = np.array((length,), np.int64)
+        return self.submit(
+            ReadBatch(
+                np.array((offset,), np.int64), lengths,
+                ends, np.array((address,), np.uint64), lengths,
+                ends * np.int32(stop - start), offsets + np.uint64((address - offset) % 2**64),
+                stored.astype(np.int64), offsets + file_id, digests,
+            ), describe,
+        )  # fmt: skip
+
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:
         """Exactly the bytes [offset, offset + length), of any alignment, up to READ_LIMIT."""

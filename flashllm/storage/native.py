@@ -117,6 +117,18 @@ class NativeStorage(Storage):
             raise UsageError(f"not a batch: {error}") from error
         return NativeTicket(native, self, describe)
 
+    def submit_run(self, offset, length, address, start, stop, tables, file_id, describe=None):
+        # A stage of the ring, a thousand times per GiB: without arrays, a fifth of submit's time.
+        try:
+            native = self._reader.submit_run(
+                offset, length, address, start, stop, *tables, file_id
+            )
+        except _core.ReadFailure as failure:
+            raise self._worded(failure, describe) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"not a run of frames: {error}") from error
+        return NativeTicket(native, self, describe)
+
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or not 0 <= length <= READ_LIMIT or offset > 2**62:
             raise UsageError(f"cannot read {length} bytes at offset {offset} in one go")

@@ -140,6 +140,43 @@ static void batch(fl_reader *r, int tame)
     free(iov_length), free(check_length), free(address), free(seed), free(digest);
 }
 
+/* A run: frames in a row, as good tables say or as hostile ones do. */
+static void one_run(fl_reader *r)
+{
+    const size_t n = 1 + below(MAX_EXTENTS);
+    const int tame = below(2) == 0;
+    uint64_t *offsets = exact(n * sizeof *offsets), *digests = exact(n * sizeof *digests);
+    uint32_t *stored = exact(n * sizeof *stored);
+    const int64_t start = (int64_t)below(SIZE / 2), length = 1 + (int64_t)below(SIZE / 2);
+    uint8_t *memory = exact((size_t)length);
+    int flipped = 0;
+
+    for (size_t i = 0; i < n; i++) {
+        const uint64_t at = below((uint64_t)length);
+        offsets[i] = (uint64_t)start + at;
+        stored[i] = (uint32_t)below((uint64_t)length - at + 1);
+        digests[i] = fl_xxh64(content + offsets[i], stored[i], offsets[i] + 77);
+        if (!tame && below(4) == 0) offsets[i] = (uint64_t)wild(SIZE);
+        if (!tame && below(4) == 0) stored[i] = (uint32_t)wild(SIZE);
+        if (below(16) == 0) digests[i] ^= 1, flipped = 1;
+    }
+    const fl_run run = {tame || below(4) ? start : wild(SIZE), length, (uintptr_t)memory, n,
+                        offsets, stored, digests, 77};
+    fl_ticket *ticket = NULL;
+    fl_failure failure = {0};
+    const int status = fl_reader_submit_run(r, &run, &ticket, &failure);
+    must(status == FL_READ_OK || status == FL_REFUSED, "neither taken nor refused");
+    must(!(tame && status == FL_REFUSED), "a good run is refused");
+    if (status == FL_READ_OK) {
+        int came;
+        do came = fl_ticket_wait(ticket, 1, 1000000000, &failure); while (came == FL_TIMEOUT);
+        must(!tame || came == (flipped ? FL_FAIL_CHECK : FL_READ_OK), "another end than was made");
+        must(came != FL_READ_OK || !memcmp(memory, content + run.offset, (size_t)length), "bytes");
+        fl_ticket_free(ticket);
+    }
+    free(offsets), free(digests), free(stored), free(memory);
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 4) return 2;
@@ -157,6 +194,7 @@ int main(int argc, char **argv)
             checksum();
             planes();
             batch(r, i % 2 == 0);
+            one_run(r);
         }
         fl_reader_free(r);
     }
