@@ -328,6 +328,26 @@ def test_density_of_a_model_without_zeros(variant, tmp_path, monkeypatch):
         LLM(path, mode="approx", density=0.5)
 
 
+def test_density_from_the_command_line(tmp_path, capsys):
+    plain, path = str(tiny.container(tmp_path, "llama-mha")), str(tmp_path / "s.flash")
+    text = tmp_path / "t.txt"
+    text.write_text("a fox was old! " * 20)
+    assert main(["relayout", plain, "-o", path, "--bundle", "split"]) == 0
+    fit = ["fit", path, "--text", str(text), "--density", "0.45"]
+    assert main([*fit, "--recall", "0.9"]) == 2 and "--recall" in capsys.readouterr().err
+    assert main([*fit, "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["tokens"] == 304 and said["path"] == f"{path}.density"
+    assert 0.45 in said["densities"] and len(said["layers"]) > 0
+    assert main(fit) == 2 and "exists" in capsys.readouterr().err
+    ask = ["generate", path, "--token-ids", "3,17,40", "--max-tokens", "4", "--mode", "approx"]
+    assert main([*ask, "--density", "0.45"]) == 0
+    assert "approx: prompt exact" in capsys.readouterr().err
+    assert main([*ask, "--density", "0.41"]) == 2
+    assert "calibrated: 0.3, 0.4, 0.45" in capsys.readouterr().err
+    assert main([*ask]) == 2 and "fit --density" in capsys.readouterr().err
+
+
 GOOD = {"densities": [0.3, 0.5], "layers": {"0": [0.2, 0.1]}, "model": "ab" * 32, "n_tokens": 4,
         "text": "cd" * 32, "version": 1}  # fmt: skip
 

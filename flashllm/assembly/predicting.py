@@ -77,7 +77,7 @@ def _thresholds(path, container, config, wishes: Wishes, predictors) -> dict[int
     if wishes.density is None or predictors:
         raise UsageError(
             f"{container.path}: with {config.activation} no neuron is exactly zero: approximate "
-            "mode needs a density (calibration.density finds its thresholds), not a recall"
+            "mode needs a density (flashllm fit --density finds its thresholds), not a recall"
         )
     found = read_magnitudes(density_path(path))
     found.require(density_path(path), container.digest)

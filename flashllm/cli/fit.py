@@ -1,4 +1,5 @@
-"""`flashllm fit MODEL --text FILE`: predictors of what a token will need, beside the model."""
+"""`flashllm fit MODEL --text FILE`: predictors of what a token will need, beside the model; with
+`--density`, for a model without exact zeros, thresholds on the magnitude of its gates."""
 
 from __future__ import annotations
 
@@ -8,22 +9,27 @@ import sys
 import tempfile
 from pathlib import Path
 
+from ..api import LLM
+from ..calibration.density import calibrate
 from ..calibration.fitting import SHARE, WINDOW, FitReport, fit
 from ..calibration.solving import KINDS
 from ..container.base import MAX_BLOB_BYTES
 from ..conversion.carry import with_predictors
 from ..errors import UsageError
 from ..predictors.fit import BLOB
+from ..predictors.magnitude import density_path
 from ..units import format_size
 from .options import add_engine_flags, engine_arguments, token_ids
 from .progress import Progress
 
 # Flags of the engine that mean something else here, or nothing.
-NOT_THE_ENGINES = ("recall", "mode", "audit", "n_context", "governor")
+NOT_THE_ENGINES = ("recall", "density", "mode", "audit", "n_context", "governor")
+DENSITIES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)  # calibrated whichever was asked for
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", help="a .flash container of a ReLU model")
+    parser.add_argument("model", help="a .flash container of a ReLU model; with --density, "
+                        "of a SiLU or GELU model whose gate rows lie apart")
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", help="a UTF-8 text file, like what the model will read")
     given.add_argument("--token-ids-file", help="a file of token ids instead (no tokenizer needed)")
@@ -51,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
         ids = token_ids(Path(args.token_ids_file).read_text(encoding="utf-8"))
     if args.output and Path(args.output).exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; --overwrite replaces it")
+    if args.density is not None:
+        return _densities(args, text, engine)
     progress = Progress()
     options = {
         "text": text, "ids": ids, "text_name": Path(args.text or args.token_ids_file).name,
@@ -68,6 +76,30 @@ def run(args: argparse.Namespace) -> int:
     said = {**report.as_dict(), "path": written}
     print(json.dumps(said) if args.json else table(report))
     print(f"{written}", file=sys.stderr)
+    return 0
+
+
+def _densities(args: argparse.Namespace, text: str | None, engine: dict) -> int:
+    """Thresholds for a model without exact zeros, beside it."""
+    if text is None or args.output or args.recall is not None:
+        raise UsageError("--density needs --text, knows no --recall, and writes MODEL.density "
+                         "beside the model")
+    out, progress = density_path(args.model), Progress()
+    if out.exists() and not args.overwrite:
+        raise UsageError(f"{out} exists; --overwrite replaces it")
+    with LLM(args.model, **engine) as llm:
+        found = calibrate(
+            llm, text, densities=[*DENSITIES, args.density], n_tokens=args.tokens,
+            window=min(args.window, llm.n_context), progress=progress,
+        )  # fmt: skip
+    progress.close()
+    found.save(out)
+    said = {"path": str(out), "tokens": found.n_tokens, "densities": found.densities,
+            "layers": found.layers}  # fmt: skip
+    known = ", ".join(f"{d:g}" for d in found.densities)
+    summary = f"{len(found.layers)} layers, densities {known}, {found.n_tokens} tokens"
+    print(json.dumps(said) if args.json else summary)
+    print(f"{out}", file=sys.stderr)
     return 0
 
 
