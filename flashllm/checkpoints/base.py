@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import ClassVar, Generic, TypeVar
 
@@ -139,6 +141,15 @@ class Checkpoint(ABC):
     def rows(self, name: str, start: int, stop: int) -> np.ndarray:
         """The same rows as float32 (f64 is rounded to it)."""
         return widen(self.stored_rows(name, start, stop), self.dtype(name))
+
+    @contextmanager
+    def closed_on_error(self) -> Iterator[None]:
+        """What opens or checks a checkpoint: after an error in it no file stays open."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def check_open(self) -> None:
         if self.closed:

@@ -114,11 +114,8 @@ class Llama2cCheckpoint(TableCheckpoint[tuple[int, tuple[int, ...]]]):
     def __init__(self, path: Path):
         super().__init__(path)
         self._file = SourceFile(path)
-        try:
+        with self.closed_on_error():
             self._open()
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self) -> None:
         head = bytes(self._file.read(0, min(HEADER_BYTES_V1, self._file.size)))

@@ -124,9 +124,6 @@ def _of_any_layout(checkpoint: SafetensorsCheckpoint) -> Checkpoint:
     """Families whose files have names of their own come in the names our roles use."""
     if is_rwkv(checkpoint.names()):
         return RWKVSafetensors(checkpoint)
-    try:
+    with checkpoint.closed_on_error():
         checkpoint.require_config()
-    except BaseException:
-        checkpoint.close()
-        raise
     return checkpoint

@@ -53,11 +53,8 @@ class RWKVCppCheckpoint(TableCheckpoint[_Place]):
     def __init__(self, path: Path):
         super().__init__(path)
         self._file = SourceFile(path)
-        try:
+        with self.closed_on_error():
             self._open()
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self) -> None:
         head = bytes(self._file.read(0, min(_HEADER.size, self._file.size)))

@@ -81,11 +81,8 @@ class RWKVSafetensors(TableCheckpoint[_Tensor]):
     def __init__(self, source: Checkpoint):
         super().__init__(source.path)
         self._source = source
-        try:
+        with self.closed_on_error():
             self._open()
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self) -> None:
         places = {official_name(name): name for name in self._source.names()}

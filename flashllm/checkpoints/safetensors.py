@@ -175,7 +175,7 @@ class SafetensorsCheckpoint(Checkpoint):
         self._folder, self._files = folder, []
         self._entries: dict[str, Entry] = {}
         digest = hashlib.sha256()
-        try:
+        with self.closed_on_error():
             for shard in shards:
                 file = SourceFile(shard)
                 self._files.append(file)
@@ -189,9 +189,6 @@ class SafetensorsCheckpoint(Checkpoint):
                     raise CheckpointError(path, f"tensor {name!r}", f"in {shard_name}", "nothing")
             self.config = read_json(folder / "config.json")
             self.generation_config = read_json(folder / "generation_config.json")
-        except BaseException:
-            self.close()
-            raise
         digest.update(repr(sorted(self.config.items())).encode())
         self._fingerprint = digest.hexdigest()
 

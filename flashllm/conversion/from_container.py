@@ -78,11 +78,8 @@ class ContainerCheckpoint(Checkpoint):
     def __init__(self, path: str | os.PathLike):
         super().__init__(Path(path))
         self._container = open_container(path)
-        try:
+        with self.closed_on_error():
             self._open()
-        except BaseException:
-            self.close()
-            raise
 
     def _open(self) -> None:
         container = self._container
