@@ -76,9 +76,13 @@ class Peer(ABC):
     def command(self, file: Path, job: Job) -> list[str]:
         """The process of one run."""
 
-    @abstractmethod
     def timings(self, out: str, err: str, job: Job) -> Timings:
-        """The figures in what a run printed."""
+        """The figures in what a run printed; of the children here a JSON object comes last."""
+        seen = json.loads(out.strip().splitlines()[-1])
+        return Timings(
+            seen["prefill_tokens_per_s"], seen["tokens_per_s"], len(seen["tokens"]) - 1,
+            seen["decode_bytes_per_token"], seen["tokens"],
+        )  # fmt: skip
 
     def difference(self, file: Path) -> str:
         """What the peer computes differently from our model, for the card."""
@@ -134,11 +138,6 @@ def cannot_import(python: str | None, *modules: str) -> str | None:
         [python, "-c", f"import {', '.join(modules)}"], capture_output=True, text=True,
     )  # fmt: skip
     return None if done.returncode == 0 else (done.stderr.strip().splitlines() or ["?"])[-1]
-
-
-def last_json(out: str) -> dict[str, Any]:
-    """The JSON object on the last line."""
-    return json.loads(out.strip().splitlines()[-1])
 
 
 def run_script(python: str, script: str, *arguments: object) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 from pathlib import Path
 
-from .base import Job, Peer, Timings, cannot_import, last_json, run_script
+from .base import Job, Peer, Timings, cannot_import, run_script
 
 CHILD = str(Path(__file__).with_name("llama_cpp_child.py"))
 
@@ -45,13 +45,6 @@ class LlamaCpp(_GGUFPeer):
             "--tokens", str(job.tokens), "--threads", str(job.threads),
             *([] if self._mmap else ["--no-mmap"]),
         ]  # fmt: skip
-
-    def timings(self, out: str, err: str, job: Job) -> Timings:
-        seen = last_json(out)
-        return Timings(
-            seen["prefill_tokens_per_s"], seen["tokens_per_s"], len(seen["tokens"]) - 1,
-            seen["decode_bytes_per_token"], seen["tokens"],
-        )  # fmt: skip
 
 
 class LlamaBench(_GGUFPeer):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from .base import Job, Peer, Timings, cannot_import, last_json, run_script
+from .base import Job, Peer, cannot_import, run_script
 
 CHILD = "offload_child.py"
 MODULES = {"accelerate disk offload": ("accelerate", "transformers"), "AirLLM": ("airllm",)}
@@ -40,10 +40,3 @@ class Offloader(Peer):
             "--prompt", ",".join(map(str, job.prompt)), "--tokens", str(job.tokens),
             "--cap", str(job.cap),
         ]  # fmt: skip
-
-    def timings(self, out: str, err: str, job: Job) -> Timings:
-        seen = last_json(out)
-        return Timings(
-            seen["prefill_tokens_per_s"], seen["tokens_per_s"], len(seen["tokens"]) - 1,
-            seen["decode_bytes_per_token"], seen["tokens"],
-        )  # fmt: skip

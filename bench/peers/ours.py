@@ -9,7 +9,7 @@ from pathlib import Path
 from flashllm.errors import UnsupportedError
 from flashllm.predictors.fit import fit_path
 
-from .base import Job, Peer, Timings, last_json
+from .base import Job, Peer
 
 CHILD = str(Path(__file__).with_name("ours_child.py"))
 
@@ -35,10 +35,3 @@ class Ours(Peer):
             sys.executable, CHILD, str(file), "--prompt", ",".join(map(str, job.prompt)),
             "--tokens", str(job.tokens), "--settings", json.dumps(settings),
         ]  # fmt: skip
-
-    def timings(self, out: str, err: str, job: Job) -> Timings:
-        seen = last_json(out)
-        return Timings(
-            seen["prefill_tokens_per_s"], seen["tokens_per_s"], len(seen["tokens"]) - 1,
-            seen["decode_bytes_per_token"], seen["tokens"],
-        )  # fmt: skip

@@ -12,7 +12,7 @@ from pathlib import Path
 from flashllm.container import open_container
 from flashllm.errors import UnsupportedError
 
-from .base import Job, Peer, Timings, last_json, run_script
+from .base import Job, Peer, run_script
 
 CHILD = "rwkv_cpp_child.py"
 # weight type of our container -> theirs; None: the FP16 file itself
@@ -58,10 +58,3 @@ class RWKVCpp(Peer):
             str(file), "--prompt", ",".join(map(str, job.prompt)), "--tokens", str(job.tokens),
             "--threads", str(job.threads),
         ]  # fmt: skip
-
-    def timings(self, out: str, err: str, job: Job) -> Timings:
-        seen = last_json(out)
-        return Timings(
-            seen["prefill_tokens_per_s"], seen["tokens_per_s"], len(seen["tokens"]) - 1,
-            seen["decode_bytes_per_token"], seen["tokens"],
-        )  # fmt: skip

@@ -1,14 +1,13 @@
 """What runs on one rung: one engine, prompts and completions timed, a line of JSON for each.
 
-`python -m flashllm.benchmark.child '{"model": …}'`.  Exit codes are the command line's: 4 when the
-budget is refused.  Token ids are random and seeded by the repetition, and completions are sampled
-with the same seed, so that every cap is asked for the same work and must say the same.
+`python -m flashllm.benchmark.child '{"model": …}'`; see stress/reporting.py.  Token ids are random
+and seeded by the repetition, and completions are sampled with the same seed, so that every cap is
+asked for the same work and must say the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from typing import Any
 
@@ -16,37 +15,20 @@ import numpy as np
 
 from ..api import LLM
 from ..engine.results import Result
-from ..errors import BudgetError, FlashError
-from ..stress.child import limit_data
+from ..stress.reporting import run_engine, say
 
 TG_PROMPT = 8  # tokens before a completion; llama-bench begins with one
 WARM_UP = 4
 
 
-def main(argv: list[str]) -> int:
-    spec = json.loads(argv[0])
-    if spec.get("limit_data"):
-        limit_data(spec["engine"]["ram_budget"])
-    try:
-        with LLM(spec["model"], **spec["engine"]) as llm:
-            _say({"event": "planned", **_facts(llm)})
-            _warm_up(llm)
-            for kind, n in spec["tests"]:
-                for repetition in range(spec["repetitions"]):
-                    run = _prompt if kind == "pp" else _completion
-                    _say({"event": "run", "kind": kind, "asked": n, **run(llm, n, repetition)})
-            _say({"event": "done", **llm.memory.peaks()})
-    except BudgetError as error:
-        _say({"event": "refused", "floor": error.floor_bytes})
-        return error.exit_code
-    except FlashError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def _say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
+def work(llm: LLM, spec: dict[str, Any]) -> dict[str, Any]:
+    say({"event": "planned", **_facts(llm)})
+    _warm_up(llm)
+    for kind, n in spec["tests"]:
+        for repetition in range(spec["repetitions"]):
+            run = _prompt if kind == "pp" else _completion
+            say({"event": "run", "kind": kind, "asked": n, **run(llm, n, repetition)})
+    return {"event": "done", **llm.memory.peaks()}
 
 
 def _facts(llm: LLM) -> dict[str, Any]:
@@ -125,4 +107,4 @@ def _digest(result: Result) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_engine(sys.argv[1], work))

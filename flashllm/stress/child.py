@@ -1,13 +1,12 @@
 """What runs inside a limit: one engine, one kind of work, one line of JSON at the end.
 
-`python -m flashllm.stress.child '{"work": …}'`.  Exit codes are the command line's: 4 when the
-budget is refused.  Lines before the last announce what the watcher outside must know.
+`python -m flashllm.stress.child '{"work": …}'`; see reporting.py.  Lines before the last announce
+what the watcher outside must know.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import sys
 import threading
@@ -17,51 +16,18 @@ from typing import Any
 import numpy as np
 
 from ..api import LLM
-from ..errors import BudgetError, ContextLengthError, FlashError
+from ..errors import BudgetError, ContextLengthError
 from ..probe.process import process_memory
-from ..units import MIB, parse_size
+from .reporting import run_engine, say
 
 SAMPLING = {"temperature": 1.0, "seed": 1, "ignore_eos": True}
 LEAST_TOKENS = 8
 
 
-def main(argv: list[str]) -> int:
-    spec = json.loads(argv[0])
-    engine = dict(spec["engine"])
-    if spec.get("limit_data"):
-        limit_data(parse_size(engine["ram_budget"]))
-    try:
-        with LLM(spec["model"], **engine) as llm:
-            _say({"event": "planned"})
-            report = WORKS[spec["work"]](llm, spec)
-            report["flash"] = llm.live()
-    except BudgetError as error:
-        _say({"event": "refused", "floor": error.floor_bytes})
-        return error.exit_code
-    except FlashError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    report["peak_rss"] = process_memory().peak_rss
-    _say(report)
-    return 0
-
-
-def _say(what: dict[str, Any]) -> None:
-    print(json.dumps(what), flush=True)
-
-
-def limit_data(budget: int) -> None:
-    """RLIMIT_DATA so that private memory may grow by what the budget has left, and by 96 MiB of
-    address space that is reserved and hardly touched (thread stacks of 8 MiB, a later ring)."""
-    import resource
-    from pathlib import Path
-
-    fields = dict(
-        line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines()
-    )
-    private = int(fields["VmData"].split()[0]) * 1024
-    limit = private + max(0, budget - process_memory().rss) + 96 * MIB
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+def work(llm: LLM, spec: dict[str, Any]) -> dict[str, Any]:
+    say({"event": "planned"})
+    report = WORKS[spec["work"]](llm, spec)
+    return {**report, "flash": llm.live(), "peak_rss": process_memory().peak_rss}
 
 
 def short_prompt(llm: LLM, number: int = 0) -> list[int]:
@@ -80,7 +46,7 @@ def _stream(llm: LLM, spec: dict) -> dict:
         enough = len(tokens) >= max(LEAST_TOKENS, 1) and times[-1] - times[0] > spec["seconds"]
         if "resize" in spec and resized is None and (len(tokens) >= 4 or enough):
             resized = _lower(llm, spec["resize"])
-            _say({"event": "resized", "ram_budget": resized})
+            say({"event": "resized", "ram_budget": resized})
         elif enough:
             break
     stream.close()
@@ -169,4 +135,4 @@ def _soak(llm: LLM, spec: dict) -> dict:
 WORKS = {"stream": _stream, "long context": _long_context, "prompts": _prompts, "soak": _soak}
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_engine(sys.argv[1], work))
