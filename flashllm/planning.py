@@ -28,7 +28,6 @@ LEAST_CHUNK = 1
 GROWTH_BYTES = 6 * MIB
 # Logits that a caller asked for, results, small strings.
 RESULT_BYTES = 2 * MIB
-THREAD_BYTES = 144 * KIB  # a reader thread's touched stack and its kernel stack
 
 # Classes of planes in the order in which they are kept; the number is PlaneNeed.rank.
 LABELS = {

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent / "flashllm"
-LEAVES = {"errors", "units", "registry", "durable"}
+LEAVES = {"errors", "units", "registry", "durable", "regular"}
 
 # room -> rooms it may import besides the leaves and itself
 ARROWS = {
@@ -16,6 +16,7 @@ ARROWS = {
     "units": set(),
     "registry": set(),
     "durable": set(),
+    "regular": set(),
     "settings": set(),
     "__init__": set(),
     "quant": set(),

@@ -8,6 +8,7 @@ import pytest
 from flashllm.errors import ClosedError, UnknownNameError, UsageError
 from flashllm.offload import WeightStore, slot_bytes_of, store_bytes, store_costs
 from flashllm.probe.curve import DEFAULT_CURVE
+from flashllm.units import MIB
 
 from .offload_model import (
     ORDER,
@@ -256,7 +257,7 @@ def test_misuse(raw_model):
         store.scan("layers.9.ffn")
     with pytest.raises(UnknownNameError, match="layers.9.ffn"):
         WeightStore(raw_model.container, raw_model.storage, resident={"layers.9.ffn": 1},
-                    curve=DEFAULT_CURVE)  # fmt: skip
+                    curve=DEFAULT_CURVE, ring_stages=1, stage_bytes=4096)  # fmt: skip
     for options, error in (
         ({"policy": "clock"}, UnknownNameError),
         ({"policy": "belady"}, UsageError),
@@ -289,8 +290,9 @@ def test_closing_with_a_lease_out(model):
 def test_progress_of_loading(model):
     calls = []
     store = WeightStore(
-        model.container, model.storage, resident=model.share(0.5), curve=DEFAULT_CURVE
-    )
+        model.container, model.storage, resident=model.share(0.5), curve=DEFAULT_CURVE,
+        ring_stages=16, stage_bytes=MIB,
+    )  # fmt: skip
     store.load(lambda done, total, label: calls.append((done, total, label)))
     store.close()
     done = [c[0] for c in calls]

@@ -438,13 +438,13 @@ def test_offsets_beyond_four_gib(name, tmp_path):
 # ------------------------------------------------------------------------------------ lifetime
 
 
-def test_overhead_for_a_ledger(name, path):
-    with opened(name, path, depth=4) as storage:
-        small, large = storage.overhead_bytes(UNIT), storage.overhead_bytes(1 << 20)
-        assert 4 * 16384 <= small < 16 << 20
-        each = 4 * ((1 << 20) - UNIT)
-        assert large - small == {"direct": 0, "pread": each}.get(name, large - small)
-        assert name != "mmap" or large - small >= each
+@pytest.mark.parametrize("name", STORAGES.names())
+def test_page_cache_in_passing_for_a_ledger(name):
+    small, large = (STORAGES[name].cached_bytes(4, n) for n in (UNIT, 1 << 20))
+    assert small < 16 << 20
+    each = 4 * ((1 << 20) - UNIT)
+    assert large - small == {"direct": 0, "pread": each}.get(name, large - small)
+    assert name != "mmap" or large - small >= each
 
 
 def test_closing_with_reads_in_flight(name, path, content):

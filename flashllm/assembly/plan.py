@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..cache.ledger import THREAD_BYTES
 from ..container import Container
 from ..errors import BudgetError, UsageError
 from ..models.scratch import Scratch
@@ -16,7 +17,6 @@ from ..planning import (
     GROWTH_BYTES,
     RESULT_BYTES,
     STAGE_BYTES,
-    THREAD_BYTES,
     Costs,
     Plan,
     PlaneNeed,

@@ -8,7 +8,10 @@ own.  The ledger only counts: what the kernel measures is compared with it elsew
 from __future__ import annotations
 
 from ..errors import BudgetError
-from ..units import MIB
+from ..units import KIB, MIB
+
+# A thread's touched stack and its kernel stack.
+THREAD_BYTES = 144 * KIB
 
 
 class Ledger:

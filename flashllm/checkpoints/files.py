@@ -4,30 +4,24 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 
-from ..errors import CheckpointError, FlashReadError
+from ..errors import CheckpointError, FlashReadError, FormatError
+from ..regular import open_regular
 
 READ_PIECE_BYTES = 4 * 2**20  # dropped from the page cache piece by piece
 MAX_CONFIG_BYTES = 2**18  # parsed JSON is some 20 times larger; published configs are below 20 KB
 MAX_TOKENIZER_BYTES = 2**26  # the largest published tokenizer.json is about half of that
 
 
-def open_regular(path: Path) -> int:
+def _open(path: Path) -> int:
     """A read-only descriptor of a regular file; a FIFO, a device or a directory is refused."""
     try:
-        mode = os.stat(path).st_mode
-        if not stat.S_ISREG(mode):
-            raise CheckpointError(path, "file", "a regular file", _kind_of(mode))
-        return os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0))
-    except OSError as problem:
+        return open_regular(path)
+    except FormatError as problem:
+        raise CheckpointError(path, "file", problem.expected, problem.found) from None
+    except FlashReadError as problem:
         raise CheckpointError(path, "file", "a readable file", problem.strerror) from None
-
-
-def _kind_of(mode: int) -> str:
-    kinds = {stat.S_IFDIR: "a directory", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return kinds.get(stat.S_IFMT(mode), "a device")
 
 
 class SourceFile:
@@ -35,7 +29,7 @@ class SourceFile:
 
     def __init__(self, path: Path):
         self.path = path
-        self._file = os.fdopen(open_regular(path), "rb", buffering=0)
+        self._file = os.fdopen(_open(path), "rb", buffering=0)
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, n_bytes: int) -> bytearray:

@@ -1,49 +1,15 @@
 """Plain, careful file access for the parts of a container that are read whole.
 
-Only regular files are opened, without ever blocking; every read is exactly as long as asked or a
-FlashReadError.  Frames are not read here but by the storage room.
+Every read is exactly as long as asked or a FlashReadError.  Frames are not read here but by the
+storage room.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import stat
 
-from ..errors import FlashReadError, FormatError
-
-# Not there on every system: without them opening a FIFO may block, or a descriptor be inherited.
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-_FLAGS |= getattr(os, "O_BINARY", 0)
-
-
-def open_regular(path: str | os.PathLike) -> int:
-    """A descriptor of the regular file at `path`; FormatError for anything that is not one.
-
-    The system's own errors (missing, dangling or looping link, no permission) come as
-    FlashReadError.
-    """
-    try:
-        fd = os.open(path, _FLAGS)
-    except OSError as error:
-        # A socket or a device without a driver cannot even be opened.
-        if error.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
-            raise FormatError(path, "file", "a regular file", error.strerror) from error
-        raise FlashReadError(error.errno or 0, error.strerror, path, 0, "open") from error
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        raise FormatError(path, "file", "a regular file", _KINDS.get(stat.S_IFMT(mode), "another"))
-    return fd
-
-
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFSOCK: "a socket",
-}
+from ..errors import FlashReadError
 
 
 def read_into(fd: int, path: object, offset: int, out: memoryview, where: str) -> None:

@@ -17,8 +17,9 @@ import numpy as np
 
 from .._core import xxh64
 from ..errors import ChecksumError, ClosedError, FlashReadError, FormatError, UsageError
+from ..regular import open_regular
 from .base import Blob, Plane, frame_seed
-from .files import drop_page_cache, expect_no_readahead, open_regular, read_exactly, read_into
+from .files import drop_page_cache, expect_no_readahead, read_exactly, read_into
 from .header import HEADER_BYTES, Superblock, parse_superblock
 from .index import Index, read_index
 

@@ -6,14 +6,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from ..cache.arena import REGION_ALIGNMENT, arena_bytes
+from ..cache.ledger import THREAD_BYTES
 from ..cache.policies import POLICIES
 from ..cache.segment import Segment
 from ..container.base import CODECS, Plane
 from ..units import KIB, MIB, align_up
 from .frames import RAW, slot_bytes
 
-STAGE_BYTES = MIB  # one read of the ring: sequential speed is reached from 1 MiB on
-RING_STAGES = 16
 DEMAND_BYTES = 4 * MIB
 DECODE_THREADS = 2
 MAX_GAP = 128 * KIB  # no gap longer than this is read through; the trash region's size
@@ -21,7 +20,6 @@ MAX_GAP = 128 * KIB  # no gap longer than this is read through; the trash region
 # Python objects of one plane: arrays' headers, segment, source, sweep (measured: 2.3 KiB, 3.1 at
 # most while stepping).
 PLANE_OBJECT_BYTES = 4 * KIB
-THREAD_BYTES = 144 * KIB  # a decoding thread's touched stack and its kernel stack
 ZSTD_BYTES = MIB  # the zstandard module: 0.3 MiB of memory, and its file's pages while cold
 
 
@@ -141,7 +139,7 @@ class StoreCosts:
 def store_costs(
     container,
     *,
-    stage_bytes: int = STAGE_BYTES,
+    stage_bytes: int,
     demand_bytes: int = DEMAND_BYTES,
     decode_threads: int = DECODE_THREADS,
     policy: str = "lru",

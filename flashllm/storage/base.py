@@ -192,10 +192,10 @@ class Storage(ABC):
         """Counters since open: bytes_read (asked of the device, repeats included), n_reads,
         n_retries, read_ns (summed over threads)."""
 
-    def overhead_bytes(self, largest_extent: int) -> int:
-        """The most that reading charges the process beyond the caller's own memory, for a ledger:
-        thread stacks, and the page cache that reads in flight pass through.  Nothing, unless a
-        backend says otherwise."""
+    @classmethod
+    def cached_bytes(cls, depth: int, largest_extent: int) -> int:
+        """The most of the page cache that reads in flight pass through, `depth` of them at once,
+        for a ledger.  Nothing, unless a backend says otherwise."""
         return 0
 
     @abstractmethod

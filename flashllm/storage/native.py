@@ -9,45 +9,22 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 
 from .. import _core
-from ..errors import ChecksumError, ClosedError, FlashReadError, FormatError, UsageError
-from ..units import KIB
+from ..errors import ChecksumError, ClosedError, FlashReadError, UsageError
+from ..regular import open_regular
 from .base import READ_LIMIT, Describe, ReadBatch, Storage, Ticket
 
-# A reading thread as a memory group counts it: 8 KiB of touched stack, the rest is the kernel's.
-THREAD_BYTES = 32 * KIB
 
-_KINDS = {
-    stat.S_IFDIR: "a directory",
-    stat.S_IFIFO: "a FIFO",
-    stat.S_IFCHR: "a character device",
-    stat.S_IFBLK: "a block device",
-    stat.S_IFSOCK: "a socket",
-}
-
-
-def open_regular(path: str | os.PathLike) -> tuple[str, int, int]:
-    """(path, descriptor, size) of a regular file, opened for reading.
-
-    Raises FlashReadError when it cannot be opened and FormatError when it is not a regular file;
-    never waits, whatever lies at the path.
-    """
+def _open(path: str | os.PathLike) -> tuple[str, int, int]:
+    """(path, descriptor, size) of a regular file; see regular.py.  UsageError for what is no path
+    at all."""
     try:
         path = os.fsdecode(path)
-        # O_NONBLOCK: opening a FIFO without a writer, or some devices, would block.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
-    except OSError as error:
-        raise FlashReadError(error.errno, error.strerror, path, 0, "open") from error
+        fd = open_regular(path)
     except (TypeError, ValueError) as error:
         raise UsageError(f"{path!r} is not a path: {error}") from error
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
-        os.close(fd)
-        kind = _KINDS.get(stat.S_IFMT(found.st_mode), "something else")
-        raise FormatError(path, "kind of file", "a regular file", kind)
-    return path, fd, found.st_size
+    return path, fd, os.fstat(fd).st_size
 
 
 class NativeTicket(Ticket):
@@ -85,7 +62,7 @@ class NativeStorage(Storage):
         if not isinstance(depth, int) or not 1 <= depth <= 256:
             raise UsageError(f"depth is the number of reads in flight, 1 to 256, not {depth!r}")
         self.depth = depth = min(depth, self.most_threads)
-        self.path, fd, self.size = open_regular(path)
+        self.path, fd, self.size = _open(path)
         try:
             self.alignment, self.memory_alignment = self._prepare(fd)
             self._reader = _core.Reader(
@@ -144,13 +121,9 @@ class NativeStorage(Storage):
         names = ("bytes_read", "n_reads", "n_retries", "read_ns")
         return dict(zip(names, self._reader.stats(), strict=True))
 
-    def overhead_bytes(self, largest_extent: int) -> int:
-        return self.depth * THREAD_BYTES + self.cached_bytes(self.depth, largest_extent)
-
     @classmethod
     def cached_bytes(cls, depth: int, largest_extent: int) -> int:
-        """The most of the page cache that reads in flight take, `depth` of them at once: buffered,
-        every thread's extent is there while it is being copied."""
+        """Buffered, every thread's extent is there while it is being copied."""
         return depth * (largest_extent + 2 * mmap.PAGESIZE)
 
     def fileno(self) -> int:

@@ -33,9 +33,6 @@ class _Wrapper(Storage):
     def stats(self) -> dict[str, int]:
         return self.inner.stats()
 
-    def overhead_bytes(self, largest_extent: int) -> int:
-        return self.inner.overhead_bytes(largest_extent)
-
     def fileno(self) -> int:
         return self.inner.fileno()
 
