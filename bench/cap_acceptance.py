@@ -17,10 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cold import n_resident_pages  # noqa: E402
 from confined import run_confined  # noqa: E402
 from frontier import PROMPT  # noqa: E402
 
+from flashllm.stress.confine import cached_bytes  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 
 HEAD = """Each run is a fresh process in a memory cgroup whose limit is "group MiB", the file's
@@ -41,7 +41,7 @@ def generate(model: Path, budget: int, tokens: int, *, storage: str, group_bytes
     done = run_confined(command, group_bytes=group_bytes, files=[model])
     result = json.loads(done.out) if done.code == 0 else {"stderr": done.err[-1000:]}
     return {"code": done.code, "charges": asdict(done.charges), "result": result,
-            "pages_after": n_resident_pages(model)}  # fmt: skip
+            "cached_bytes_after": cached_bytes(model)}  # fmt: skip
 
 
 def judge(run: dict, budget: int, expected: list[int], *, larger: bool) -> list[str]:

@@ -15,9 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from cold import evict, n_resident_pages
-
 from flashllm.probe.cgroup import Charges, MemoryGroup
+from flashllm.stress.confine import make_cold
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,8 @@ def run_confined(
 ) -> Finished:
     """Run `command` to its end in a fresh group of `group_bytes`, with `files` out of the cache."""
     for file in files:
-        evict(file)
-        left = n_resident_pages(file)
-        if left:
-            raise RuntimeError(f"{file}: {left} pages stayed in the page cache; it is not cold")
+        if left := make_cold(file):
+            raise RuntimeError(f"{file}: {left} bytes stayed in the page cache; it is not cold")
     before, started, timed_out = device_bytes_read(files[0]), time.monotonic(), False
     with MemoryGroup(group_bytes, name="flashllm-bench") as group:
         child = group.popen(

@@ -19,11 +19,11 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
-from cold import n_resident_pages  # noqa: E402
 from confined import run_confined  # noqa: E402
 
 from flashllm import __version__, assembly  # noqa: E402
 from flashllm.probe.device import choose_storage  # noqa: E402
+from flashllm.stress.confine import cached_bytes  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 
 PROMPT = [1, 5, 9, 20, 33, 7, 42, 11]
@@ -51,7 +51,7 @@ def run_cell(
         "flash": result["flash"],
         "charges": charges,
         "device_bytes": done.device_bytes,
-        "page_cache_pages_after": n_resident_pages(model),
+        "cached_bytes_after": cached_bytes(model),
     }
 
 

@@ -19,17 +19,10 @@ import numpy as np
 
 from flashllm.errors import UnsupportedError
 from flashllm.storage import STORAGES, ReadBatch, open_storage, resident_bytes
+from flashllm.stress.confine import make_cold
 from flashllm.units import KIB, MIB, format_size
 
 SIZES = (16 * KIB, 64 * KIB, 256 * KIB, MIB)
-
-
-def evict(path: str) -> None:
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        left = resident_bytes(file.fileno(), 0, os.path.getsize(path))
-    if left:
-        raise SystemExit(f"{format_size(left)} of {path} cannot be evicted: is it mapped or dirty?")
 
 
 def measure(name: str, path: str, size: int, *, depth: int, n_bytes: int, seed: int):
@@ -40,7 +33,8 @@ def measure(name: str, path: str, size: int, *, depth: int, n_bytes: int, seed: 
     room = np.frombuffer(mmap.mmap(-1, n * size), np.uint8)
     room[::4096] = 1  # touched: the device is timed, not the first touch of memory
     batch = ReadBatch.plain(offsets, np.full(n, size), room.ctypes.data + np.arange(n) * size)
-    evict(path)
+    if left := make_cold(path):
+        raise SystemExit(f"{format_size(left)} of {path} cannot be evicted: is it mapped?")
     with open_storage(name, path, depth=depth) as storage:
         start, cpu = time.perf_counter(), time.process_time()
         with storage.submit(batch) as ticket:

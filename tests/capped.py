@@ -11,10 +11,7 @@ from pathlib import Path
 import pytest
 
 from flashllm.probe.cgroup import Charges, MemoryGroup
-from flashllm.stress.confine import can_confine
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
-from cold import evict, n_resident_pages  # noqa: E402
+from flashllm.stress.confine import can_confine, make_cold
 
 PROMPT = "1,5,9,20,33,7,42,11"
 
@@ -44,8 +41,7 @@ def generate(
 ) -> Run:  # fmt: skip
     """`flashllm generate --json` in a fresh group of `group_bytes` (default: the budget)."""
     if cold:
-        evict(model)
-        assert n_resident_pages(model) == 0, "the cache is not cold: this test would prove nothing"
+        assert make_cold(model) == 0, "the cache is not cold: this test would prove nothing"
     command = [
         sys.executable, "-m", "flashllm", "generate", str(model), "--json", "--ignore-eos",
         "--token-ids", PROMPT, "--max-tokens", str(tokens), "--temperature", "0",

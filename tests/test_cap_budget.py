@@ -13,9 +13,10 @@ import pytest
 
 from flashllm import LLM
 from flashllm.conversion.enlarge import inflate
+from flashllm.stress.confine import cached_bytes
 from flashllm.units import MIB
 
-from .capped import generate, n_resident_pages, needs_cgroup
+from .capped import generate, needs_cgroup
 
 pytestmark = [needs_cgroup, pytest.mark.cgroup]
 
@@ -58,7 +59,7 @@ def test_exact_group_same_tokens_no_kill_limit_never_hit(model, share, resident_
     assert run.charges.oom_kills == 0
     assert flash["limit_hits"] == 0
     assert flash["peak_rss"] <= budget
-    assert n_resident_pages(model) * 4096 < 4 * MIB
+    assert cached_bytes(model) < 4 * MIB
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5])

@@ -18,6 +18,7 @@ from flashllm.conversion.convert import plan_conversion
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation
 from flashllm.errors import ConversionError, FlashReadError, UnsupportedError
 from flashllm.probe.cgroup import MemoryGroup
+from flashllm.stress.confine import make_cold
 
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
@@ -231,7 +232,7 @@ def test_a_memory_group_is_not_filled_with_the_input(tmp_path):
         group = MemoryGroup(limit, name="flashllm-convert")
     except UnsupportedError as error:
         pytest.skip(str(error))
-    evict(folder / "model.safetensors")
+    make_cold(folder / "model.safetensors")
     with group:
         child = group.popen(
             [sys.executable, "-c", THROUGH_SCRATCH, folder, tmp_path / "m.flash", "keep"],
@@ -242,15 +243,6 @@ def test_a_memory_group_is_not_filled_with_the_input(tmp_path):
         charges = group.charges()
     assert charges.failcnt == 0 and charges.oom_kills == 0
     assert charges.peak_bytes < limit
-
-
-def evict(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    finally:
-        os.close(fd)
 
 
 def _sizes(config) -> dict:

@@ -23,6 +23,7 @@ from flashllm import LLM, convert
 from flashllm.container import verify
 from flashllm.conversion.enlarge import inflate
 from flashllm.errors import ChecksumError
+from flashllm.stress.confine import make_cold
 from flashllm.units import MIB
 
 from .loop_disk import loop_disk
@@ -54,15 +55,15 @@ def test_a_bit_that_flips_under_an_open_model(disk, storage):
         expected = llm.generate([1, 2, 3], **ASK).tokens
         plane = llm.container.planes["layers.1.deciding"]
         offset = int(plane.offsets[0]) + 100
-        forget(path)
+        make_cold(path)
         disk.flip(path, offset)
         with pytest.raises(ChecksumError, match="plane layers.1.deciding, frame 0"):
             llm.generate([1, 2, 3], **ASK)
-        forget(path)
+        make_cold(path)
         seen = verify(path)
         assert [damage.where for damage in seen.damage] == ["plane layers.1.deciding frame 0"]
         disk.flip(path, offset)
-        forget(path)
+        make_cold(path)
         assert llm.generate([1, 2, 3], **ASK).tokens == expected
         assert verify(path).ok
 
@@ -111,12 +112,6 @@ def test_a_slow_disk_sets_the_pace(disk, kind, limit):
     if kind == "bps":  # the ring reads ahead for one token more
         per_token = told["flash"]["bytes_read"] / (n_tokens + 1)
         assert 0.75 < told["timings"]["predicted_per_second"] * per_token / limit < 1.25
-
-
-def forget(path: Path) -> None:
-    """Drop the file's pages, so that the device is asked."""
-    with open(path, "rb") as file:
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 # ------------------------------------------------------------------------------------ power cuts

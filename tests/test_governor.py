@@ -25,6 +25,7 @@ from flashllm.governor import GROWTH, MOST_PATIENCE_S, PATIENCE_S, Course, Gover
 from flashllm.probe import pressure
 from flashllm.probe.cgroup import MemoryGroup
 from flashllm.probe.pressure import MemoryPressure, Sample
+from flashllm.stress.confine import make_cold
 from flashllm.units import MIB
 
 from .capped import needs_cgroup
@@ -250,8 +251,7 @@ def test_a_neighbour_gets_the_memory_it_needs(tmp_path):
     with open(file, "wb") as out:  # really there: holes would cost no reads
         for _ in range(100):
             out.write(b"x" * MIB)
-        os.fsync(out.fileno())
-        os.posix_fadvise(out.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    make_cold(file)
     budget = 136 * MIB
     with MemoryGroup(150 * MIB, name="flashllm-test-neighbour") as group:
         command = [sys.executable, "-c", ENGINE, str(model), str(budget)]

@@ -12,6 +12,7 @@ from flashllm._core import resident_bytes
 
 from flashllm.errors import FlashReadError
 from flashllm.storage import ReadBatch, open_storage
+from flashllm.stress.confine import make_cold
 
 MIB = 1 << 20
 N_BYTES = 41 * MIB + 12345
@@ -26,10 +27,7 @@ def content():
 def path(tmp_path, content):
     path = tmp_path / "file"
     path.write_bytes(content.tobytes())
-    fd = os.open(path, os.O_RDONLY)
-    os.fsync(fd)
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-    os.close(fd)
+    make_cold(path)
     return path
 
 

@@ -23,6 +23,7 @@ from flashllm.errors import (
 )
 from flashllm.storage import STORAGES, ReadBatch, open_storage
 from flashllm.storage.wrappers import FaultyStorage, SlowStorage
+from flashllm.stress.confine import make_cold
 
 UNIT = 4096  # a multiple of every alignment met so far
 N_UNITS = 600
@@ -614,18 +615,12 @@ def cached_bytes(path):
         return mmap.PAGESIZE * sum(byte & 1 for byte in state)
 
 
-def evict(path):
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-
-
 def test_leaves_little_in_the_page_cache(name, tmp_path, content):
     path = tmp_path / "large.bin"
     with open(path, "wb") as file:
         for _ in range(10):
             file.write(content[: N_UNITS * UNIT].tobytes())
-    evict(path)
+    make_cold(path)
     if cached_bytes(path):
         pytest.skip("pages of this file system cannot be evicted or counted")
     with opened(name, path) as storage:

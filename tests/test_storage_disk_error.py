@@ -14,6 +14,7 @@ import pytest
 
 from flashllm.errors import FlashReadError, UnsupportedError
 from flashllm.storage import STORAGES, ReadBatch, open_storage
+from flashllm.stress.confine import make_cold
 from flashllm.units import MIB
 
 from .loop_disk import loop_disk
@@ -28,9 +29,7 @@ def failing(tmp_path_factory):
     with loop_disk(tmp_path_factory.mktemp("disk"), journal=False) as disk:
         path = disk.folder / "content"
         path.write_bytes(np.random.default_rng(0).bytes(20 * MIB))
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        make_cold(path)
         os.sync()
         os.truncate(disk.image, 12 * MIB)
         yield path

@@ -166,7 +166,13 @@ def _lower(group: MemoryGroup, limit: int) -> float:
 
 def make_cold(path: str | Path) -> int:
     """Drop the file's pages from the page cache; bytes that stayed (somebody else's mapping)."""
-    return _with_file(path, lambda fd: os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED))
+
+    def drop(fd: int) -> None:
+        with suppress(OSError):  # dirty pages stay; a read-only file system need not know the call
+            os.fsync(fd)
+        os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    return _with_file(path, drop)
 
 
 def make_warm(path: str | Path) -> int:
