@@ -8,6 +8,8 @@ import pytest
 from flashllm.cache import POLICIES, Segment
 from flashllm.errors import UnknownNameError
 
+from .slow_cache import slow_misses
+
 N_FRAMES, N_STEPS = 60, 80
 
 
@@ -55,47 +57,12 @@ def misses_of(name: str, n_slots: int, trace) -> int:
     return n_misses
 
 
-def slow_misses(name: str, n_slots: int, trace, k: int = 5, decay: float = 0.9) -> int:
-    """The obvious version: dictionaries, one frame at a time, sorting everything."""
-    slot_of: dict[int, int] = {}
-    uses: dict[int, list[int]] = {}  # slot -> clocks of use since its frame came
-    n_misses = 0
-    for clock, frames in enumerate(trace):
-        frames = [int(f) for f in frames]
-        hits = [f for f in frames if f in slot_of]
-        missing = [f for f in frames if f not in slot_of]
-        n_misses += len(missing)
-        for f in hits:
-            uses[slot_of[f]].append(clock)
-
-        def rank(f, clock=clock):
-            slot = slot_of[f]
-            if name == "lru":
-                key = uses[slot][-1]
-            elif name == "window":
-                key = max(0, uses[slot][-1] - (clock - k))
-            elif name == "lfu":
-                key = sum(decay ** (clock - c) for c in uses[slot])
-            else:
-                key = -next((c for c in range(clock + 1, len(trace)) if f in trace[c]), len(trace))
-            return (round(key, 9), slot)
-
-        n_evict = max(0, len(missing) - (n_slots - len(slot_of)))
-        for f in sorted((f for f in slot_of if f not in frames), key=rank)[:n_evict]:
-            del uses[slot_of.pop(f)]
-        free = [s for s in range(n_slots) if s not in slot_of.values()]
-        for f, slot in zip(missing, free, strict=False):
-            slot_of[f] = slot
-            uses[slot] = [clock]
-    return n_misses
-
-
 @pytest.mark.parametrize("name", POLICIES.names())
 @pytest.mark.parametrize("n_slots", [8, 13, 30, 60])
 @pytest.mark.parametrize("seed", [1, 2])
 def test_same_misses_as_slow_reference(name, n_slots, seed):
     trace = zipf_trace(seed)
-    assert misses_of(name, n_slots, trace) == slow_misses(name, n_slots, trace)
+    assert misses_of(name, n_slots, trace) == len(slow_misses(trace, n_slots, name))
 
 
 GOLDEN = {  # policy -> misses of zipf_trace(7) with 10, 20 and 40 slots (out of 640 uses)

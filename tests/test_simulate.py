@@ -19,6 +19,8 @@ from flashllm.simulate.run import MAX_GAP, slots_for
 from flashllm.tracing import read_trace
 from flashllm.tracing.order import order_for
 
+from .slow_cache import slow_misses
+
 TRACES = Path(__file__).parent.parent / "traces"
 
 
@@ -43,43 +45,6 @@ def test_frames_used_equals_the_obvious(per_frame, shuffled):
         assert wanted.tolist() == sorted(set(at))
         slots = slice(uses.first[t], uses.first[t + 1])
         assert uses.n_active[slots].tolist() == [at.count(f) for f in sorted(set(at))]
-
-
-def slow_misses(steps, n_slots: int, name: str, k=5, decay=0.9) -> list[tuple[int, int]]:
-    """Dictionaries, one frame at a time: hits stay, victims go by rank, the rest of the misses,
-    least recently used first, find no slot."""
-    slot_of, uses, last = {}, {}, {}
-    missed = []
-    for clock, wanted in enumerate(steps):
-        wanted = [int(f) for f in wanted]
-        hits = [f for f in wanted if f in slot_of]
-        missing = [f for f in wanted if f not in slot_of]
-        missed += [(clock, f) for f in missing]
-        for f in hits:
-            uses[slot_of[f]].append(clock)
-
-        def rank(f, clock=clock):
-            slot = slot_of[f]
-            if name == "lru":
-                key = uses[slot][-1]
-            elif name == "window":
-                key = max(0, uses[slot][-1] - (clock - k))
-            elif name == "lfu":
-                key = sum(decay ** (clock - c) for c in uses[slot])
-            else:
-                key = -next((c for c in range(clock + 1, len(steps)) if f in steps[c]), len(steps))
-            return (round(key, 9), slot)
-
-        n_evict = max(0, len(missing) - (n_slots - len(slot_of)))
-        for f in sorted((f for f in slot_of if f not in wanted), key=rank)[:n_evict]:
-            del uses[slot_of.pop(f)]
-        free = [s for s in range(n_slots) if s not in slot_of.values()]
-        chosen = sorted(missing, key=lambda f: (-last.get(f, -1), missing.index(f)))[: len(free)]
-        for f, slot in zip(sorted(chosen), free, strict=False):
-            slot_of[f] = slot
-            uses[slot] = [clock]
-        last |= dict.fromkeys(wanted, clock)
-    return missed
 
 
 @pytest.mark.parametrize("name", POLICIES.names())
