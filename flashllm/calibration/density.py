@@ -13,7 +13,7 @@ import numpy as np
 from ..api import LLM
 from ..errors import UnsupportedError, UsageError
 from ..predictors.magnitude import Magnitudes
-from .recording import windows
+from .recording import observe_text
 
 # Bins are equally wide in the exponent: 2^-24 to 2^8 at 140 to an octave.
 LOWEST, HIGHEST, PER_OCTAVE = -24, 8, 140
@@ -38,8 +38,6 @@ def calibrate(
     path, planes = llm.container.path, llm.container.planes
     if not densities or not all(0 < d < 1 for d in densities):
         raise UsageError(f"densities lie between 0 and 1, not {list(densities)}")
-    if n_tokens < 1:
-        raise UsageError(f"--tokens must be at least 1, not {n_tokens}")
     if llm.config.sparse:
         raise UnsupportedError(
             f"{path}: neurons of {llm.config.activation} are exactly zero where they are inactive: "
@@ -61,18 +59,10 @@ def calibrate(
         bins = ((np.log2(magnitude, out=magnitude) - LOWEST) * PER_OCTAVE).astype(np.int64)
         counts[layer] += np.bincount(np.minimum(bins, N_BINS - 1).ravel(), minlength=N_BINS)
 
-    n_done = 0
-    needs = sum(c.nbytes for c in counts.values())
-    for ids in windows(llm, text, window=window):
-        ids = ids[: n_tokens - n_done]
-        llm.observe(ids, count, needs_bytes=needs)
-        n_done += len(ids)
-        if progress is not None:
-            progress(n_done, n_tokens, "density")
-        if n_done == n_tokens:
-            break
-    if n_done == 0:
-        raise UsageError("the text has no tokens")
+    n_done = observe_text(
+        llm, text, count, n_tokens=n_tokens, window=window,
+        needs_bytes=sum(c.nbytes for c in counts.values()), label="density", progress=progress,
+    )  # fmt: skip
     return Magnitudes(
         llm.container.digest, hashlib.sha256(text.encode()).hexdigest(), n_done, densities,
         {layer: tuple(threshold(counts[layer], d) for d in densities) for layer in layers},

@@ -17,6 +17,8 @@ from ..errors import UnsupportedError, UsageError
 from ..evaluation import SEPARATOR
 from ..tracing import LayerInfo, TraceWriter
 
+Observer = Callable[[int, np.ndarray, np.ndarray], None]
+
 
 def sparse_layers(llm: LLM) -> tuple[list[int], list[LayerInfo]]:
     """Layers whose active set is known before their bundles are read; UnsupportedError if none."""
@@ -61,8 +63,6 @@ def record(
     The text is cut at `<|endoftext|>` into documents and those into windows of `window` tokens
     (default: the context), each a fresh context that begins with the model's BOS where it has one.
     """
-    if n_tokens < 1:
-        raise UsageError(f"--tokens must be at least 1, not {n_tokens}")
     numbers, layers = traced_layers(llm)
     place = {layer: i for i, layer in enumerate(numbers)}
     with TraceWriter(
@@ -73,23 +73,43 @@ def record(
         text_name=text_name,
         layers=layers,
     ) as writer:
-        n_done = 0
-        for ids in windows(llm, text, window=window):
-            ids = ids[: n_tokens - n_done]
-            writer.begin_context()
-            llm.observe(
-                ids,
-                lambda layer, _, decided: writer.add(place[layer], decided),
-                needs_bytes=writer.n_bytes,
-            )
-            n_done += len(ids)
-            if progress is not None:
-                progress(n_done, n_tokens, "trace")
-            if n_done == n_tokens:
-                break
-        if n_done == 0:
-            raise UsageError("the text has no tokens")
+        n_done = observe_text(
+            llm, text, lambda layer, _, decided: writer.add(place[layer], decided),
+            n_tokens=n_tokens, window=window, needs_bytes=writer.n_bytes, label="trace",
+            progress=progress, begin_context=writer.begin_context,
+        )  # fmt: skip
         writer.commit()
+    return n_done
+
+
+def observe_text(
+    llm: LLM,
+    text: str,
+    observer: Observer,
+    *,
+    n_tokens: int,
+    window: int | None,
+    needs_bytes: int,
+    label: str,
+    progress: Callable[[int, int, str], None] | None = None,
+    begin_context: Callable[[], None] = lambda: None,
+) -> int:
+    """Show `observer` the first `n_tokens` tokens of `text` (LLM.observe), window by window, each a
+    fresh context that `begin_context` is told of; returns how many there were."""
+    if n_tokens < 1:
+        raise UsageError(f"--tokens must be at least 1, not {n_tokens}")
+    n_done = 0
+    for ids in windows(llm, text, window=window):
+        ids = ids[: n_tokens - n_done]
+        begin_context()
+        llm.observe(ids, observer, needs_bytes=needs_bytes)
+        n_done += len(ids)
+        if progress is not None:
+            progress(n_done, n_tokens, label)
+        if n_done == n_tokens:
+            break
+    if n_done == 0:
+        raise UsageError("the text has no tokens")
     return n_done
 
 
