@@ -119,16 +119,9 @@ int fl_blocks_work(fl_blocks *b)
     return works;
 }
 
-int64_t fl_blocks_copy(fl_blocks *b, int64_t offset, const struct iovec *iov, int n_iov)
+const uint8_t *fl_blocks_base(const fl_blocks *b)
 {
-    const uint8_t *from = b->map + offset;
-    const void *fault = NULL;
-
-    for (int i = 0; i < n_iov && !fault; i++) {
-        fault = fl_guard_copy(iov[i].iov_base, from, iov[i].iov_len);
-        from += iov[i].iov_len;
-    }
-    return fault ? (const uint8_t *)fault - b->map : -1;
+    return b->map;
 }
 
 /* Under the lock: the block that gives way to `block`, or -1. */

@@ -11,7 +11,6 @@
 #define FL_BLOCKS_H
 
 #include <stdint.h>
-#include <sys/uio.h>
 
 enum { FL_BLOCK_BYTES = 2 << 20, FL_BLOCK_LEFTOVERS = 4 };
 
@@ -24,8 +23,8 @@ void fl_blocks_close(fl_blocks *b);
 /* Whether blocks do arrive whole here: tried once, with the file's last whole block. */
 int fl_blocks_work(fl_blocks *b);
 
-/* Fill the iovecs from `offset` on; -1, or the offset in the file at which it faulted. */
-int64_t fl_blocks_copy(fl_blocks *b, int64_t offset, const struct iovec *iov, int n_iov);
+/* Where the file's first byte lies; to be read under fl_guard. */
+const uint8_t *fl_blocks_base(const fl_blocks *b);
 
 /* [offset, offset + length) was used; with `all` its blocks are dropped whatever else they hold. */
 void fl_blocks_used(fl_blocks *b, int64_t offset, int64_t length, int all);

@@ -140,19 +140,14 @@ static int read_map(fl_source *s, int64_t offset, int64_t length, const struct i
                     int n_iov, fl_failure *failure)
 {
     const uint64_t start = now_ns();
-    const uint8_t *from = s->map + offset;
+    const uint8_t *base = fl_source_in_blocks(s, length) ? fl_blocks_base(s->blocks) : s->map;
+    const uint8_t *from = base + offset;
     const void *fault = NULL;
-    int64_t fault_at = -1;
     struct stat now;
 
-    if (fl_source_in_blocks(s, length)) {
-        fault_at = fl_blocks_copy(s->blocks, offset, iov, n_iov);
-    } else {
-        for (int i = 0; i < n_iov && !fault; i++) {
-            fault = fl_guard_copy(iov[i].iov_base, from, iov[i].iov_len);
-            from += iov[i].iov_len;
-        }
-        fault_at = fault ? (const uint8_t *)fault - s->map : -1;
+    for (int i = 0; i < n_iov && !fault; i++) {
+        fault = fl_guard_copy(iov[i].iov_base, from, iov[i].iov_len);
+        from += iov[i].iov_len;
     }
     count(&s->read_ns, now_ns() - start);
     count(&s->n_reads, 1);
@@ -160,8 +155,8 @@ static int read_map(fl_source *s, int64_t offset, int64_t length, const struct i
         return fail(failure, FL_FAIL_READ, errno, offset);
     if (now.st_size < offset + length)
         return fail(failure, FL_FAIL_END, 0, now.st_size);
-    if (fault_at >= 0)
-        return fail(failure, FL_FAIL_READ, EIO, fault_at);
+    if (fault)
+        return fail(failure, FL_FAIL_READ, EIO, (const uint8_t *)fault - base);
     count(&s->bytes_read, (uint64_t)length);
     return FL_READ_OK;
 }

@@ -1,6 +1,7 @@
 """How fast this machine's processors read memory: the roof under which decoding lies.
 
-Read where it is asked to, so that measuring costs no memory of its own; a few milliseconds.
+Read where it is asked to, so that measuring costs no memory of its own; about 30 ms, once per
+engine at its first request.
 """
 
 from __future__ import annotations
