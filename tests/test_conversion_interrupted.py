@@ -14,8 +14,8 @@ from safetensors.numpy import save_file
 from flashllm import convert
 from flashllm.checkpoints import open_checkpoint
 from flashllm.container import verify
-from flashllm.conversion.convert import plan_conversion
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation
+from flashllm.conversion.planning import plan_conversion
 from flashllm.errors import ConversionError, FlashReadError, UnsupportedError
 from flashllm.probe.cgroup import MemoryGroup
 from flashllm.stress.confine import make_cold

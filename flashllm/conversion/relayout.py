@@ -24,8 +24,9 @@ from ..models.base import bundling
 from ..predictors.fit import is_fit_blob
 from ..tracing import Trace, read_trace
 from ..tracing.order import order_for
-from .convert import CONVERTER_VERSION, check_bundle, neuron_order
+from .convert import CONVERTER_VERSION
 from .layout import ALIGNMENTS, MAX_WASTE, wasted_share
+from .planning import check_bundle, neuron_order
 from .rearrange import Target, targets
 from .source import gather
 
