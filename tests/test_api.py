@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import threading
 
 import numpy as np
 import pytest
 
-from flashllm import LLM, SamplingParams
+from flashllm import LLM, SamplingParams, assembly
 from flashllm.errors import (
     BudgetError,
     BusyError,
     ClosedError,
     ContextLengthError,
+    FlashReadError,
     TokenizerError,
     UnknownNameError,
     UsageError,
@@ -152,10 +155,23 @@ def test_a_result_that_breaks_the_budget_is_refused(model):
         llm.plan.ledger.budget_bytes = 1  # stands for a budget that is used up
         llm.plan.ledger._lines["unused"] = 0
         # 16,384 rows of 64 logits would be 4 MiB; the context refuses first, so ask the rule itself
-        from flashllm import assembly
-
         with pytest.raises(BudgetError):
             assembly.admit_result(llm.plan, llm.memory, 4 * 2**20)
+
+
+def test_a_file_replaced_while_it_is_opened_is_refused(model, tmp_path, monkeypatch):
+    path, other = tmp_path / "m.flash", tmp_path / "other.flash"
+    shutil.copyfile(model, path)
+    shutil.copyfile(model, other)
+    open_storage = assembly.opening.open_storage
+
+    def replaced(*args, **options):
+        os.replace(other, path)
+        return open_storage(*args, **options)
+
+    monkeypatch.setattr(assembly.opening, "open_storage", replaced)
+    with pytest.raises(FlashReadError, match="replaced"):
+        LLM(str(path), ram_budget=BUDGET)
 
 
 @pytest.mark.parametrize("name, value", [("storage", "tape"), ("kernels", "abacus"),

@@ -81,6 +81,7 @@ def open_parts(
         on_plan(plan)
     storage = open_storage(choice.name, path, depth=wishes.io_depth)
     stack.callback(storage.close)
+    container.check_same_file(storage.fileno())  # the path was opened twice
     store = WeightStore(
         container,
         storage,

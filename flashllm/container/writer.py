@@ -146,10 +146,6 @@ class ContainerWriter:
 
     # -------------------------------------------------------------------------------- planes
 
-    def is_finished(self, name: str) -> bool:
-        """Whether this plane is written, by this run or by one that was interrupted."""
-        return any(plane.shape.name == name for plane in (*self._planes, *self._resumed))
-
     def begin_plane(
         self,
         name: str,
@@ -273,10 +269,6 @@ class ContainerWriter:
         self._check_target()
         self._file.rename()
         return superblock.index_sha256.hex()
-
-    def abort(self) -> None:
-        """Give up: remove the partial file and its journal."""
-        self._file.remove()
 
     def close(self) -> None:
         """Stop here; what is finished stays for the next run.  Doing so again is nothing."""

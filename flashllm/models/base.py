@@ -56,13 +56,12 @@ class TensorRole:
     """One checkpoint tensor: the first of `names` that exists, of exactly this `shape`.
 
     `transposed`: the items are the columns of the stored matrix (a down projection is stored
-    [hidden, intermediate]; a neuron's piece is a column).  Absent and not `required`: zeros.
+    [hidden, intermediate]; a neuron's piece is a column).
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
     transposed: bool = False
-    required: bool = True
 
     @property
     def n_items(self) -> int:
