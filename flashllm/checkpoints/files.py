@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from ..errors import CheckpointError, FlashReadError, FormatError
-from ..regular import open_regular
+from ..regular import drop_page_cache, open_regular
 
 READ_PIECE_BYTES = 4 * 2**20  # dropped from the page cache piece by piece
 MAX_CONFIG_BYTES = 2**18  # parsed JSON is some 20 times larger; published configs are below 20 KB
@@ -57,13 +57,10 @@ class SourceFile:
             done += n_read
 
     def _drop(self, offset: int, n_bytes: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            # Only what lies in the range as a whole is dropped, and read-ahead makes units of up to
-            # 2 MiB: without going back over the one that the last range cut, a fifth stayed.
-            start = max(0, offset - READ_PIECE_BYTES) & ~4095
-            os.posix_fadvise(
-                self._file.fileno(), start, offset + n_bytes - start, os.POSIX_FADV_DONTNEED
-            )
+        # Only what lies in the range as a whole is dropped, and read-ahead makes units of up to
+        # 2 MiB: without going back over the one that the last range cut, a fifth stayed.
+        start = max(0, offset - READ_PIECE_BYTES) & ~4095
+        drop_page_cache(self._file.fileno(), start, offset + n_bytes - start)
 
     def close(self) -> None:
         if not self._file.closed:

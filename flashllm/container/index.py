@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from ..errors import FormatError
+from ..regular import drop_page_cache, read_exactly
 from ..units import align_up
 from .base import (
     FRAME_ROW,
@@ -23,7 +24,6 @@ from .base import (
     PlaneShape,
     Vectors,
 )
-from .files import drop_page_cache, read_exactly
 from .header import Superblock
 from .manifest import Manifest, parse_manifest
 

@@ -20,11 +20,10 @@ import numpy as np
 
 from .._core import xxh64
 from ..errors import FlashReadError, FormatError
-from ..regular import open_regular
+from ..regular import drop_page_cache, open_regular, read_exactly
 from ..units import align_up
 from .base import FRAME_ROW, SECTION_ALIGNMENT, PlaneShape, frame_seed
 from .canonical import canonical_json
-from .files import drop_page_cache, read_exactly
 from .manifest import parse_plane, plane_to_json
 
 

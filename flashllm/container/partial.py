@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ..durable import partial_path, sync_directory
 from ..errors import BusyError, ConversionError
+from ..regular import drop_page_cache
 from ..units import MIB, format_size
 from .base import SECTION_ALIGNMENT
-from .files import drop_page_cache, write_all
 
 BATCH_BYTES = MIB
 SYNC_BYTES = 64 * MIB
@@ -148,3 +148,10 @@ class PartialFile:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 why = f"the disk is full at {format_size(self.end)}"
             raise ConversionError(f"{self.final}: {why}; {kept}") from error
+
+
+def write_all(fd: int, offset: int, data: memoryview) -> None:
+    """All of `data` at `offset`; the system's OSError otherwise."""
+    done = 0
+    while done < len(data):
+        done += os.pwrite(fd, data[done:], offset + done)

@@ -17,9 +17,8 @@ import numpy as np
 
 from .._core import xxh64
 from ..errors import ChecksumError, ClosedError, FlashReadError, FormatError, UsageError
-from ..regular import open_regular
+from ..regular import drop_page_cache, expect_no_readahead, open_regular, read_exactly, read_into
 from .base import Blob, Plane, frame_seed
-from .files import drop_page_cache, expect_no_readahead, read_exactly, read_into
 from .header import HEADER_BYTES, Superblock, parse_superblock
 from .index import Index, read_index
 

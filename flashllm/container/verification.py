@@ -16,9 +16,9 @@ import numpy as np
 from .._core import xxh64
 from ..codecs import CODECS
 from ..errors import CodecError, FlashReadError
+from ..regular import drop_page_cache, read_exactly
 from ..units import MIB
 from .base import Plane, frame_seed
-from .files import drop_page_cache, read_exactly
 from .header import HEADER_BYTES
 from .reader import Container, open_container
 

@@ -17,12 +17,12 @@ from ..checkpoints import STORAGE_DTYPES, Checkpoint
 from ..codecs import CODECS
 from ..container import Container, open_container
 from ..container.base import Piece, Plane
-from ..container.files import drop_page_cache, read_exactly
 from ..errors import CheckpointError, ChecksumError
 from ..models.base import bundling
 from ..models.configs import config_from_dict
 from ..predictors.fit import is_fit_blob
 from ..quant import WEIGHT_TYPES
+from ..regular import drop_page_cache, read_exactly
 
 
 class PlaneReader:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..checkpoints import STORAGE_DTYPES, Checkpoint
 from ..errors import ConversionError
+from ..regular import drop_page_cache
 
 STRIPE_BYTES = 8 * 2**20
 
@@ -75,10 +76,8 @@ class Columns:
         self._drop(start, file.tell() - start)
 
     def _drop(self, offset: int, n_bytes: int) -> None:
-        if hasattr(os, "posix_fadvise"):
-            first = max(0, offset - STRIPE_BYTES) & ~4095  # as SourceFile does, and why
-            advice = os.POSIX_FADV_DONTNEED
-            os.posix_fadvise(self._scratch.fileno(), first, offset + n_bytes - first, advice)
+        first = max(0, offset - STRIPE_BYTES) & ~4095  # as SourceFile does, and why
+        drop_page_cache(self._scratch.fileno(), first, offset + n_bytes - first)
 
     def read(self, start: int, stop: int) -> np.ndarray:
         if self._direct:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,13 +16,11 @@ import numpy as np
 
 from ..errors import FitMismatchError, FlashReadError, FormatError, UsageError
 from ..kernels.base import KernelSet
+from ..regular import drop_page_cache, open_regular, read_into
 from ..units import align_up
 from .header import ALIGNMENT, PREAMBLE, Header, parse_manifest, parse_preamble
 from .kinds import FITTED
 from .scores import FittedLayer, FittedPredictor, Scratch
-
-_FLAGS = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NONBLOCK", 0)
-_FLAGS |= getattr(os, "O_BINARY", 0)
 
 
 def fit_path(model: str | os.PathLike) -> Path:
@@ -153,21 +150,11 @@ class _Source:
 
     def __init__(self, path: str | os.PathLike, extents: Sequence[tuple[int, int]] | None):
         self.path = Path(path)
-        fd = self._open()
+        fd = open_regular(self.path)
         size = os.fstat(fd).st_size
         os.close(fd)
         self._extents = list(extents) if extents is not None else [(0, size)]
         self.n_bytes = sum(n for _, n in self._extents)
-
-    def _open(self) -> int:
-        try:
-            fd = os.open(self.path, _FLAGS)
-        except OSError as error:
-            raise FlashReadError(error.errno or 0, error.strerror, self.path, 0, "open") from error
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
-            os.close(fd)
-            raise FormatError(self.path, "file", "a regular file", "something else")
-        return fd
 
     def read(self, offset: int, n_bytes: int, where: str) -> bytes:
         out = np.empty(n_bytes, np.uint8)
@@ -176,14 +163,16 @@ class _Source:
 
     def read_into(self, offset: int, out: np.ndarray, where: str) -> None:
         """Fill uint8 `out`; the page cache of what was read is given back."""
-        fd = self._open()
+        fd = open_regular(self.path)
         try:
             done = 0
             for start, n_bytes in self._extents:
                 inside = min(max(0, offset + done), n_bytes)
                 n = min(out.size - done, n_bytes - inside) if offset + done < n_bytes else 0
                 if n > 0:
-                    self._fill(fd, start + inside, out[done : done + n], where)
+                    part, at = out[done : done + n], start + inside
+                    read_into(fd, self.path, at, memoryview(part), where)
+                    drop_page_cache(fd, at, n)
                     done += n
                 offset -= n_bytes
             if done < out.size:
@@ -191,20 +180,3 @@ class _Source:
                 raise FlashReadError(errno.EIO, why, self.path, offset + done, where)
         finally:
             os.close(fd)
-
-    def _fill(self, fd: int, at: int, out: np.ndarray, where: str) -> None:
-        view, done = memoryview(out), 0
-        while done < len(view):
-            try:
-                n = os.preadv(fd, [view[done:]], at + done)
-            except OSError as error:
-                raise FlashReadError(
-                    error.errno or 0, error.strerror, self.path, at + done, where
-                ) from error
-            if n == 0:
-                raise FlashReadError(
-                    errno.EIO, "the file ends early", self.path, at + done, where
-                )
-            done += n
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(fd, at, len(view), os.POSIX_FADV_DONTNEED)
