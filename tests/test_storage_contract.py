@@ -271,7 +271,8 @@ def test_a_flipped_byte_is_read_again_and_refused(name, path, content):
                 ticket.wait(11)
             ticket.wait(10)
         assert storage.stats()["n_retries"] == 1
-        assert storage.stats()["bytes_read"] == 21 * UNIT
+        # Extents behind the bad one may not have been begun when the ticket was closed.
+        assert 12 * UNIT <= storage.stats()["bytes_read"] <= 21 * UNIT
 
 
 def test_the_first_failure_in_order_is_raised(storage):
