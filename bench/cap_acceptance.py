@@ -67,11 +67,13 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--add", action="store_true")
+    parser.add_argument("--note", help="a paragraph of the card; kept by --add")
     args = parser.parse_args()
-    rows, card = [], args.out.with_suffix(".json")
+    rows, note, card = [], args.note, args.out.with_suffix(".json")
     if args.add and card.exists():
-        names = {model.name for model in args.models}
-        rows = [row for row in json.loads(card.read_text())["rows"] if row["model"] not in names]
+        names, before = {model.name for model in args.models}, json.loads(card.read_text())
+        rows = [row for row in before["rows"] if row["model"] not in names]
+        note = note or before.get("note")
     for model in args.models:
         size = model.stat().st_size
         whole = generate(model, 4 * size, args.tokens, storage="direct", group_bytes=8 * size)
@@ -96,8 +98,9 @@ def main() -> int:
                 "tokens_per_s": run["result"].get("timings", {}).get("predicted_per_second"),
             })  # fmt: skip
             print(line(rows[-1]), flush=True)
-    card.write_text(json.dumps({"rows": rows}))
-    args.out.with_suffix(".md").write_text("\n".join([HEAD, *map(line, rows)]) + "\n")
+    card.write_text(json.dumps({"rows": rows, "note": note}))
+    head = f"{note}\n\n{HEAD}" if note else HEAD
+    args.out.with_suffix(".md").write_text("\n".join([head, *map(line, rows)]) + "\n")
     return 1 if any(row["broken"] for row in rows) else 0
 
 

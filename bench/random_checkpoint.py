@@ -42,6 +42,13 @@ def common(args: argparse.Namespace) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def experts(args: argparse.Namespace) -> dict[str, Any]:
+    return {
+        "num_experts": args.experts, "num_local_experts": args.experts,
+        "num_experts_per_tok": args.chosen, "moe_intermediate_size": args.intermediate,
+    }  # fmt: skip
+
+
 # What a config of each family says beyond `common`, in the checkpoints' own keys.
 FAMILIES = {
     "llama": lambda args: {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
@@ -62,8 +69,25 @@ FAMILIES = {
         "model_type": "granite", "attention_multiplier": HEAD_DIM**-0.5, "logits_scaling": 8.0,
         "embedding_multiplier": 12.0, "residual_multiplier": 0.22,
     },
-    "olmoe": lambda args: {
-        "model_type": "olmoe", "num_experts": args.experts, "num_experts_per_tok": args.chosen,
+    "gemma3": lambda args: {
+        "model_type": "gemma3_text", "head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM,
+        "hidden_activation": args.activation, "sliding_window": 512,
+    },
+    "phi3": lambda args: {"model_type": "phi3"},
+    "arcee": lambda args: {"model_type": "arcee"},
+    "nemotron": lambda args: {"model_type": "nemotron"},
+    "olmoe": lambda args: {"model_type": "olmoe", **experts(args)},
+    "mixtral": lambda args: {"model_type": "mixtral", **experts(args)},
+    "qwen2_moe": lambda args: {
+        "model_type": "qwen2_moe", "shared_expert_intermediate_size": 2 * args.intermediate,
+        **experts(args),
+    },
+    "qwen3_moe": lambda args: {"model_type": "qwen3_moe", "head_dim": HEAD_DIM, **experts(args)},
+    "deepseek_v2": lambda args: {
+        "model_type": "deepseek_v2", "q_lora_rank": None, "kv_lora_rank": 256,
+        "qk_rope_head_dim": 32, "qk_nope_head_dim": HEAD_DIM, "v_head_dim": HEAD_DIM,
+        "n_routed_experts": args.experts, "n_shared_experts": 2, "first_k_dense_replace": 1,
+        **experts(args),
     },
 }  # fmt: skip
 
