@@ -14,22 +14,23 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 import numpy as np
 
 from . import assembly
 from .engine.engine import Engine
+from .engine.group import Group
 from .engine.request import Request
 from .engine.results import Delta, Result
 from .engine.sampling import SamplingParams
 from .engine.snapshot import Snapshot
 from .engine.totals import Totals
 from .engine.turns import Turns
-from .errors import BusyError, ClosedError, UsageError
+from .errors import BudgetError, BusyError, ClosedError, UsageError
 from .governor import Governor, Source
-from .planning import replan
+from .planning import Plan, needing_more, replan
 from .predictors import Predictor
 from .probe.memory import automatic_budget
 from .settings import resolve
@@ -124,7 +125,7 @@ class LLM:
             self._engine = Engine(
                 parts.model, parts.store, parts.state, chunk=parts.plan.chunk, check=parts.check
             )
-            self._opened_plan = self.plan
+            self._opened_plan, self._kv_dtype = self.plan, parts.kv_dtype
             wanted = resolve("governor", governor).value
             if wanted:
                 self._governor = Governor(
@@ -183,16 +184,19 @@ class LLM:
         self._change(budget, lambda: budget <= self._governor.most)
 
     def _change(self, budget: int, wanted: Callable[[], bool]) -> None:
-        plan = replan(self._opened_plan, budget)
+        replan(self._opened_plan, budget)  # raises here even where `between` cannot
 
         def change() -> None:
-            if self._stack is None:
-                raise ClosedError("this LLM was closed")
             if wanted():
-                self.plan = plan
-                self.store.resize(plan.resident, ring_stages=plan.ring_stages)
+                self._follow_plan(replan(self._opened_plan, budget))
 
         self._turns.between(change)
+
+    def _follow_plan(self, plan: Plan) -> None:
+        if self._stack is None:
+            raise ClosedError("this LLM was closed")
+        self.plan = plan
+        self.store.resize(plan.resident, ring_stages=plan.ring_stages)
 
     # -- what it says about itself
 
@@ -230,20 +234,37 @@ class LLM:
     def generate(
         self,
         prompt: Prompt | Sequence[Prompt],
-        params: SamplingParams | None = None,
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
         *,
         state: Snapshot | None = None,
         **sampling: Any,
     ) -> Result | list[Result]:
-        """Complete one prompt (text or token ids) or a list of them, one after another.
+        """Complete one prompt (text or token ids) or a list of them.
 
         Keyword arguments are SamplingParams' fields and win over `params`.  With `state`, each
         prompt goes on where `save_state` was called, as if it had all been said at once.
+
+        The prompts of a list share each pass over the weights, every one with the tokens it would
+        have alone; `params` may be a list too.  Their states take memory that kept weights give up
+        meanwhile: as many run together as fit (`flash["sequences"]`; `flash["sequences_limit"]`
+        says what stood against more).  A list is cancelled as a whole.
         """
-        params = SamplingParams.from_kwargs(params, **sampling)
         if _is_batch(prompt):
-            return [self._complete(one, params, state) for one in prompt]
-        return self._complete(prompt, params, state)
+            listed = params if isinstance(params, Sequence) else [params] * len(prompt)
+            if len(listed) != len(prompt):
+                raise UsageError(f"{len(listed)} params for {len(prompt)} prompts")
+            each = [SamplingParams.from_kwargs(one, **sampling) for one in listed]
+            requests = [
+                self._request(*pair, state) for pair in zip(prompt, each, strict=True)
+            ]
+            self._run_all(requests)
+            return [request.result for request in requests]
+        if isinstance(params, Sequence):
+            raise UsageError("a list of params is for a list of prompts")
+        request = self._request(prompt, SamplingParams.from_kwargs(params, **sampling), state)
+        for _ in self._deltas(request):
+            pass
+        return request.result
 
     def stream(
         self,
@@ -398,26 +419,103 @@ class LLM:
             "ram_budget": self.ram_budget,
             "storage": self.choice.name,
             "kernels": self.kernels.name,
+            "sequences": 1,
+            "sequences_limit": None,
         }
-
-    def _complete(
-        self, prompt: Prompt, params: SamplingParams, state: Snapshot | None = None
-    ) -> Result:
-        request = self._request(prompt, params, state)
-        for _ in self._deltas(request):
-            pass
-        return request.result
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         with self._exclusive():
             self._request_now = request
-            with closing(request.run()) as deltas:
-                while True:
-                    with self._turns.step():  # after close() the request ends as cancelled
-                        delta = next(deltas, None)
-                    if delta is None:
-                        return
-                    yield delta
+            yield from self._stepped(request.run())
+
+    def _stepped(self, steps: Iterator[Any]) -> Iterator[Any]:
+        """A turn for each of the steps; after close() they are told that they are cancelled."""
+        with closing(steps):
+            while True:
+                with self._turns.step():
+                    out = next(steps, _END)
+                if out is _END:
+                    return
+                yield out
+
+    # -- a list of prompts
+
+    def _run_all(self, requests: list[Request]) -> None:
+        """As many together as fit, in order; the last one leaves its state to `save_state`."""
+        with self._exclusive():
+            while requests:
+                n, limit = self._fitting(requests)
+                group, requests = requests[:n], requests[n:]
+                self._request_now = group[0]
+                for request in group:
+                    request.note(sequences=n, sequences_limit=limit)
+                if n == 1:
+                    for _ in self._stepped(group[0].run()):
+                        pass
+                else:
+                    self._run_group(group)
+
+    def _fitting(self, requests: list[Request]) -> tuple[int, str | None]:
+        """How many of these can run together now, and the setting that stands against more."""
+        if self.model.approximation is not None:
+            return 1, "mode" if len(requests) > 1 else None
+        most = min(len(requests), self._engine.chunk)
+        limit = "prefill_chunk" if most < len(requests) else None
+        for n in range(most, 1, -1):
+            try:
+                replan(self._with_group(requests[:n]), self.ram_budget)
+            except BudgetError:
+                limit = "ram_budget"
+            else:
+                return n, limit
+        return 1, limit
+
+    def _with_group(self, requests: list[Request]) -> Plan:
+        """The opened plan with what a group takes: a state for each but the last, which has the
+        engine's own."""
+        states = [self.model.state_bytes(self.config, request.n_positions, self._kv_dtype)
+                  for request in requests[:-1]]  # fmt: skip
+        n_bytes = sum(states) + Group.logit_bytes(len(requests), self.vocab_size)
+        return needing_more(self._opened_plan, "states of a list of prompts", n_bytes,
+                            note=f"{len(requests)} sequences")  # fmt: skip
+
+    def _run_group(self, requests: list[Request]) -> None:
+        opened = self._opened_plan
+        self._reopen(self._with_group(requests))
+        try:
+            self._share_passes(requests)
+        except BaseException:
+            # The traceback may hold the states: kept weights stay small until they are asked for
+            # again, by the next list or `resize`.
+            self._opened_plan = opened
+            raise
+        with suppress(ClosedError):
+            self._reopen(opened)
+
+    def _share_passes(self, requests: list[Request]) -> None:
+        states = [
+            self.model.new_state(request.n_positions, self._kv_dtype) for request in requests[:-1]
+        ]
+        progress = self._progress
+        group = Group(
+            self._engine, requests, [*states, self._engine.state],
+            cancelled=self._cancel.is_set,
+            progress=progress and (lambda done, total: progress(done, total, "prompt")),
+        )  # fmt: skip
+        for _ in self._stepped(group.run()):
+            pass
+
+    def _reopen(self, opened: Plan) -> None:
+        """Be an engine that was opened with this plan, under the present budget."""
+
+        def change() -> None:
+            self._follow_plan(replan(opened, self.ram_budget))
+            self._opened_plan = opened
+
+        self._turns.between(change)
+
+
+_END = object()  # of steps
 
 
 class _Release:

@@ -201,6 +201,16 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
     )  # fmt: skip
 
 
+def needing_more(opened: Plan, name: str, n_bytes: int, *, note: str = "") -> Plan:
+    """`opened` as if a line `name` of `n_bytes` had been allocated with it: what `replan` takes
+    for an engine that needs more for a while."""
+    ledger = Ledger(opened.ledger.budget_bytes)
+    for line, size in opened.ledger.lines().items():
+        ledger.charge(line, size)
+    ledger.charge(name, n_bytes + page_table_bytes(n_bytes), note=note)
+    return replace(opened, ledger=ledger)
+
+
 def _picked_bytes(needs: Sequence[PlaneNeed]) -> int:
     return sum(need.n_frames * need.slot_bytes for need in needs if need.picked)
 

@@ -46,6 +46,14 @@ def test_json_is_one_object_and_nothing_else(model):
     assert {"text", "seed", "usage", "timings", "flash"} <= result.keys()
 
 
+def test_several_prompts_are_an_object_a_line(model):
+    done = flashllm("generate", model, "-p", "abc", "-p", "d", "--max-tokens", "4", "--json",
+                    "--ram-budget", "300MiB", "--ignore-eos")  # fmt: skip
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [r["usage"]["prompt_tokens"] for r in results] == [4, 2]  # BOS
+    assert [r["flash"]["sequences"] for r in results] == [2, 2]
+
+
 def test_stdin_prompt_equals_argument(model):
     args = ("generate", model, "--max-tokens", "6", "--ram-budget", "300MiB", "--prompt")
     assert flashllm(*args, "-", stdin="abc").stdout == flashllm(*args, "abc").stdout

@@ -45,6 +45,7 @@ class Parts:
     choice: Choice
     model: Any
     state: Any
+    kv_dtype: type  # of the state, where it grows
     memory: MemoryWatch
     check: Callable[[], None] | None
 
@@ -104,10 +105,12 @@ def open_parts(
         model.approximation = Approximation(
             predicted.load(), predicted.thresholds, audit_every=wishes.audit
         )
-    state = model.new_state(plan.n_context, kv_dtype(wishes, container))
+    dtype = kv_dtype(wishes, container)
+    state = model.new_state(plan.n_context, dtype)
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
-        kernels=kernels, choice=choice, model=model, state=state, memory=memory,
+        kernels=kernels, choice=choice, model=model, state=state, kv_dtype=dtype,
+        memory=memory,
         check=store.check if wishes.debug else None,
     )  # fmt: skip
 

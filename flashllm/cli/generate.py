@@ -1,4 +1,7 @@
-"""`flashllm generate MODEL --prompt TEXT`: text on stdout as it comes, or one JSON object."""
+"""`flashllm generate MODEL --prompt TEXT`: text on stdout as it comes, or one JSON object.
+
+Several prompts decode together, and their texts follow when all are done, a JSON object a line.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
-from ..api import LLM, Delta
+from ..api import LLM, Delta, Result
 from ..errors import UsageError
 from .footer import approximation
 from .options import add_engine_flags, engine_arguments, token_ids
@@ -18,7 +21,8 @@ from .progress import Progress
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a .flash container")
     prompt = parser.add_mutually_exclusive_group(required=True)
-    prompt.add_argument("--prompt", "-p", help="text; - reads stdin")
+    prompt.add_argument("--prompt", "-p", action="append",
+                        help="text; - reads stdin; given more than once, all decode together")
     prompt.add_argument("--token-ids", help="ids such as 1,2,3 (no tokenizer needed)")
     parser.add_argument("--max-tokens", "-n", type=int, default=256)
     parser.add_argument("--temperature", type=float)
@@ -45,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
     with LLM(
         args.model, progress=progress, on_plan=_print_plan, **engine_arguments(args)
     ) as llm:
+        if args.prompt is not None and len(args.prompt) > 1:
+            return _several(args, llm, sampling, progress)
         prompt, result = _prompt(args), None
         with ExitStack() as stack:
             heard = _journal(args.trace, llm, stack)
@@ -85,10 +91,42 @@ def _show(delta: Delta, llm: LLM) -> None:
 def _prompt(args: argparse.Namespace) -> str | list[int]:
     if args.token_ids is not None:
         return token_ids(args.token_ids)
-    text = sys.stdin.read() if args.prompt == "-" else args.prompt
+    return _text(args.prompt[0])
+
+
+def _text(given: str) -> str:
+    text = sys.stdin.read() if given == "-" else given
     if not text:
         raise UsageError("the prompt is empty")
     return text
+
+
+def _several(args: argparse.Namespace, llm: LLM, sampling: dict, progress: Progress) -> int:
+    """All prompts in one call; one trace could not say which of them it is of."""
+    if args.trace:
+        raise UsageError("--trace follows one prompt")
+    prompts = [_text(given) for given in args.prompt]
+    results = llm.generate(prompts, **sampling)
+    progress.close()
+    for prompt, result in zip(prompts, results, strict=True):
+        if args.json:
+            print(json.dumps(result.to_dict(), ensure_ascii=False))
+        else:
+            print(f"{prompt}{result.text}\n")
+    if not args.json:
+        print(_together(results), file=sys.stderr)
+    return 0
+
+
+def _together(results: list[Result]) -> str:
+    n_tokens = sum(len(result.tokens) for result in results)
+    flash, speed = results[0].flash, results[0].timings.get("group_predicted_per_second")
+    parts = [f"{len(results)} prompts, {flash['sequences']} at once", f"{n_tokens} tok"]
+    if flash["sequences_limit"] is not None:
+        parts[0] += f" (limited by {flash['sequences_limit']})"
+    if speed:
+        parts.append(f"{speed:.2f} tok/s together")
+    return " | ".join(parts) + approximation(flash)
 
 
 def _print_plan(plan) -> None:

@@ -1,4 +1,4 @@
-"""Prefill and decode over one model and one sequence state.
+"""Prefill and decode over one model and one sequence state; a step may also be over others'.
 
 The engine decides what a step is and tells the store the order of planes ahead; what those planes
 are, where they lie and how a sequence remembers is not its business.  Results do not depend on
@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
+from ..models.state import SequenceState, StateGroup
 from .snapshot import Snapshot
 from .totals import Totals
 
 
 class Engine:
-    """Runs a model token by token or chunk by chunk; one sequence at a time.
+    """Runs a model token by token or chunk by chunk; one sequence at a time, or a group's
+    (group.py) step by step.
 
     `chunk` is the most prompt tokens that share a pass over the weights.  `check` (debug) is
     called after every step.
@@ -30,17 +32,20 @@ class Engine:
         self.check = check
         self._logits = np.zeros((1, model.config.vocab_size), np.float32)
         self.pending: tuple[int, ...] = ()  # said in this sequence, and not taken in
-        self._with_head = model.order(with_head=True)
-        self._without_head = model.order(with_head=False)
+        self.orders = {head: model.order(with_head=head) for head in (False, True)}
 
-    def reset(self, snapshot: Snapshot | None = None) -> None:
-        """Begin anew, or where `snapshot` was taken; the caller feeds its pending tokens."""
-        self.state.reset()
-        if self.model.approximation is not None:
-            self.model.approximation.reset()
-        self.pending = ()
+    def reset(
+        self, snapshot: Snapshot | None = None, state: SequenceState | None = None
+    ) -> None:
+        """Begin anew, or where `snapshot` was taken; the caller feeds its pending tokens.  Of
+        another `state` than the engine's own only that is touched."""
+        if state is None or state is self.state:
+            state, self.pending = self.state, ()
+            if self.model.approximation is not None:
+                self.model.approximation.reset()
+        state.reset()
         if snapshot is not None:
-            self.state.restore(snapshot.length, snapshot.arrays)
+            state.restore(snapshot.length, snapshot.arrays)
 
     def snapshot(self, model: str) -> Snapshot:
         """A copy of the sequence as it stands, which belongs to the container `model`."""
@@ -48,8 +53,9 @@ class Engine:
         arrays = {name: view.copy() for name, view in views.items()}
         return Snapshot(model, self.state.length, self.pending, arrays)
 
-    def check_ids(self, ids: np.ndarray, n_new: int = 0) -> np.ndarray:
-        """int32 ids that this model and context can take, or an error naming both numbers."""
+    def check_ids(self, ids: np.ndarray, *, taken: int = 0) -> np.ndarray:
+        """int32 ids that this model and context can take after `taken` tokens, or an error naming
+        both numbers."""
         ids = np.asarray(ids)
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             raise UsageError(f"token ids must be a flat list of integers, not {ids.dtype} "
@@ -60,9 +66,9 @@ class Engine:
         low, high = int(ids.min()), int(ids.max())
         if low < 0 or high >= vocab:
             raise UsageError(f"token id {low if low < 0 else high} is outside 0..{vocab - 1}")
-        room = self.state.capacity - self.state.length
-        if ids.size + n_new > room:
-            raise ContextLengthError(ids.size + n_new, room)
+        room = self.state.capacity - taken
+        if ids.size > room:
+            raise ContextLengthError(ids.size, room)
         return np.ascontiguousarray(ids, dtype=np.int32)
 
     def prefill(
@@ -92,14 +98,7 @@ class Engine:
                 out = all_logits[first:stop]
             elif wants_head:
                 out = self._logits
-            self._step(
-                part,
-                out,
-                totals,
-                admit=False,
-                order=self._with_head if wants_head else self._without_head,
-                next_order=self._with_head if next_wants_head else self._without_head,
-            )
+            self.step(part, out, totals, head=wants_head, next_head=next_wants_head)
             if progress is not None:
                 progress(stop, n)
         return self._logits[0] if all_logits is None else all_logits[n - 1]
@@ -107,15 +106,7 @@ class Engine:
     def decode(self, token: int, totals: Totals) -> np.ndarray:
         """One step; float32 logits [vocab_size], valid until the next step."""
         ids = np.array([token], dtype=np.int32)
-        self._step(
-            ids,
-            self._logits,
-            totals,
-            admit=True,
-            order=self._with_head,
-            next_order=self._with_head,
-            decoding=True,
-        )
+        self.step(ids, self._logits, totals, decoding=True)
         return self._logits[0]
 
     def follow(self, ids: np.ndarray, totals: Totals, out: np.ndarray) -> None:
@@ -126,21 +117,30 @@ class Engine:
             logits = self.prefill(ids[:1], totals) if first else self.decode(int(token), totals)
             out[i] = logits
 
-    def _step(
-        self, ids, out, totals: Totals, *, admit: bool, order, next_order, decoding: bool = False
-    ) -> None:
+    def step(
+        self, ids: np.ndarray, out: np.ndarray | None, totals: Totals, *,
+        state: SequenceState | StateGroup | None = None, rows: np.ndarray | None = None,
+        head: bool = True, next_head: bool = True, decoding: bool = False,
+    ) -> None:  # fmt: skip
+        """One pass of int32 `ids` into `state` (the engine's own): DecoderModel.forward.
+
+        `head` and `next_head`: whether this pass and the one after it go on to the logits.  The
+        cache learns from what is `decoding`.
+        """
+        state = self.state if state is None else state
         share = totals.decode if decoding else totals.prompt
         clock, started = self.model.clock, time.perf_counter_ns()
         before = clock.spent()
-        self.store.begin_step(order, admit=admit, next_order=next_order)
+        orders = self.orders
+        self.store.begin_step(orders[head], admit=decoding, next_order=orders[next_head])
         try:
-            self.model.forward(ids, self.state, out, decoding=decoding)
+            self.model.forward(ids, state, out, rows=rows, decoding=decoding)
         finally:
             stats = self.store.end_step()
             share.add(
                 stats, tokens=ids.size, wall_ns=time.perf_counter_ns() - started,
-                length=self.state.length, phases=self.model.phases, before=before,
-                after=clock.spent(),
+                length=sum(one.length for _, one in state.spans(ids.size)),
+                phases=self.model.phases, before=before, after=clock.spent(),
             )  # fmt: skip
         share.add_counts(self.model.counts)
         totals.predicted.add(self.model.counts.predicted)

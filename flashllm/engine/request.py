@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ContextLengthError
+from ..models.state import SequenceState
 from .engine import Engine
 from .figures import flash_figures
 from .results import Delta, Result
@@ -20,7 +21,7 @@ from .totals import Share, Totals
 
 
 class Request:
-    """Runs once; `result` is there when `run` is exhausted or was closed early.
+    """Runs once, by `run` or as one of a group (group.py); `result` is there when it has ended.
 
     `tokenizer` may be None (ids only).  `memory` answers `.peaks()` -> dict of bytes; `floors` what
     the mean step of a Share cannot be faster than, in ms by reason.
@@ -46,94 +47,144 @@ class Request:
         self._engine, self._tokenizer, self._memory = engine, tokenizer, memory
         self._facts, self._load_ms, self._cancelled = facts, load_ms, cancelled
         self._progress, self._floors = progress, floors
-        self._choose_ns = 0  # sampling after decode steps
         self.params = params.resolved(generation_config)
-        self._raw_ids, self._state = ids, state
+        self._snapshot = state
+        self._state: SequenceState | None = None  # while it runs
+        self.ids = self._checked_ids(ids)
+        self.max_new = min(self.params.max_tokens, self._room(self.ids.size))
         self._stop_ids = set(self.params.stop_token_ids)
         if not self.params.ignore_eos:
             self._stop_ids |= set(eos_ids)
         self.totals = Totals()
         self.tokens: list[int] = []
         self.result: Result | None = None
+        self._first_at: float | None = None  # when the first token was chosen
+        self._reason = "length"
         self._pieces: list[str] = []
         self._logprobs: list[dict[str, Any]] | None = (
             None if self.params.logprobs is None else []
         )
 
+    # -- the two ways to run
+
     def run(self) -> Iterator[Delta]:
         """Yield deltas; the last has a finish reason and the result."""
-        self._engine.reset(self._state)
-        ids = self._checked_ids()
-        sampler = Sampler(self.params, ids)
-        stops = StopStrings(self.params.stop, include_stop=self.params.include_stop)
-        decoder = self._tokenizer.stream() if self._tokenizer else None
-        started = time.perf_counter()
-        first_at = None
-        reason = "length"
+        self.begin(self._engine.state)
         steps = self._engine.tokens(
-            ids,
-            lambda logits: self._choose(sampler, logits),
+            self.ids,
+            self.choose,
             self.totals,
-            max_tokens=min(self.params.max_tokens, self._room(ids)),
+            max_tokens=self.max_new,
             progress=self._prefill_progress,
             cancelled=self._cancelled,
         )
         tail = ""
         try:
             for token in steps:
-                first_at = first_at or time.perf_counter()
-                if token in self._stop_ids:
-                    reason = "stop"
-                    self._forget_logprobs()
-                    break
-                self._take(token)
-                piece = stops.push(decoder.push(token)) if decoder else ""
-                self._pieces.append(piece)
-                if stops.stopped:
-                    reason = "stop"
+                piece = self.take(token)
+                if piece is None:
                     break
                 yield Delta(piece, [token])
             else:
-                reason = "cancelled" if self._cancelled() else "length"
-            if stops.stopped:
-                # The last piece was not handed out yet: it goes out with the reason.
-                tail = self._pieces.pop()
-            elif decoder:
-                tail = stops.push(decoder.flush()) + stops.flush()
-            self._pieces.append(tail)
+                self._reason = "cancelled" if self._cancelled() else "length"
+            tail = self._last_text()
         finally:
             steps.close()
-            self._leave_pending(ids)
-            ended = time.perf_counter()
-            self.result = self._finish(ids, reason, started, first_at or ended, ended)
-        last = self.tokens[-1:] if stops.stopped else []
-        yield Delta(tail, last, reason, self.result)
+            self.end(time.perf_counter())
+        last = self.tokens[-1:] if self._stops.stopped else []
+        yield Delta(tail, last, self._reason, self.result)
 
-    def _room(self, ids: np.ndarray) -> int:
-        state = self._engine.state
-        return state.capacity - state.length - ids.size
+    def begin(self, state: SequenceState) -> None:
+        """Start the clock and an empty sequence (or the one that was saved) in `state`."""
+        self._state = state
+        self._engine.reset(self._snapshot, state)
+        self._sampler = Sampler(self.params, self.ids)
+        self._stops = StopStrings(self.params.stop, include_stop=self.params.include_stop)
+        self._decoder = self._tokenizer.stream() if self._tokenizer else None
+        self._started = time.perf_counter()
 
-    def _leave_pending(self, ids: np.ndarray) -> None:
+    def take(self, token: int) -> str | None:
+        """Another token was chosen: the text that may be shown, None where the text ends."""
+        self._first_at = self._first_at or time.perf_counter()
+        if token in self._stop_ids:
+            self._reason = "stop"
+            self._forget_logprobs()
+            return None
+        self.tokens.append(token)
+        # /proc is read every 16 tokens: often enough to see a peak of our own making, and 16
+        # times cheaper than every token.
+        if len(self.tokens) % 16 == 0:
+            self._memory.sample()
+        piece = self._stops.push(self._decoder.push(token)) if self._decoder else ""
+        self._pieces.append(piece)
+        if self._stops.stopped:
+            self._reason = "stop"
+            return None
+        return piece
+
+    def end_in_group(self, ended: float, group: dict[str, Any]) -> None:
+        """The group is done with this sequence: its text is whole.  `group` goes to the timings."""
+        if self._reason == "length" and len(self.tokens) < self.max_new:
+            self._reason = "cancelled"
+        self._last_text()
+        self.end(ended, group)
+
+    def _last_text(self) -> str:
+        """The end of the text, which no token after it can change any more."""
+        if self._stops.stopped:
+            # The last piece was not handed out yet: it goes out with the reason.
+            tail = self._pieces.pop()
+        elif self._decoder:
+            tail = self._stops.push(self._decoder.flush()) + self._stops.flush()
+        else:
+            tail = ""
+        self._pieces.append(tail)
+        return tail
+
+    def end(self, ended: float, group: dict[str, Any] | None = None) -> None:
+        self._leave_pending()
+        self._state = None  # a group's goes away before the memory it took is used again
+        self.result = self._finish(ended, group or {})
+
+    def note(self, **facts: Any) -> None:
+        """More for the `flash` part of the result."""
+        self._facts |= facts
+
+    @property
+    def n_positions(self) -> int:
+        """Room that a state needs for all of this sequence."""
+        taken = self._snapshot.length if self._snapshot else 0
+        return taken + self.ids.size + self.max_new
+
+    def _room(self, n_ids: int) -> int:
+        taken = self._snapshot.length if self._snapshot else 0
+        return self._engine.state.capacity - taken - n_ids
+
+    def _leave_pending(self) -> None:
         """Tell the engine what was said and not computed: the last token, or more of a cancelled
         prompt."""
-        first = self._state.length if self._state else 0
-        n_taken = self._engine.state.length - first
-        self._engine.pending = tuple([*map(int, ids), *self.tokens][n_taken:])
+        if self._state is self._engine.state:
+            n_taken = self._state.length - (self._snapshot.length if self._snapshot else 0)
+            self._engine.pending = tuple([*map(int, self.ids), *self.tokens][n_taken:])
 
-    def _checked_ids(self) -> np.ndarray:
-        said = np.asarray(self._raw_ids)
-        if self._state is not None and said.ndim == 1:
-            said = np.array([*self._state.pending, *said.tolist()], dtype=np.int64)
-        ids = self._engine.check_ids(said)
-        if self._room(ids) < 1:
-            raise ContextLengthError(ids.size + 1, self._engine.state.capacity)
+    def _checked_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        said, taken = np.asarray(ids), 0
+        if self._snapshot is not None:
+            taken, room = self._snapshot.length, self._engine.state.capacity
+            if taken > room:
+                raise ContextLengthError(taken, room, "state")
+            if said.ndim == 1:
+                said = np.array([*self._snapshot.pending, *said.tolist()], dtype=np.int64)
+        ids = self._engine.check_ids(said, taken=taken)
+        if self._room(ids.size) < 1:
+            raise ContextLengthError(taken + ids.size + 1, self._engine.state.capacity)
         return ids
 
-    def _choose(self, sampler: Sampler, logits: np.ndarray) -> int:
+    def choose(self, logits: np.ndarray) -> int:
         started = time.perf_counter_ns()
-        token = self._sample(sampler, logits)
+        token = self._sample(self._sampler, logits)
         if self.totals.decode.steps:
-            self._choose_ns += time.perf_counter_ns() - started
+            self.totals.choose_ns += time.perf_counter_ns() - started
         return token
 
     def _sample(self, sampler: Sampler, logits: np.ndarray) -> int:
@@ -150,13 +201,6 @@ class Request:
             )
         return token
 
-    def _take(self, token: int) -> None:
-        self.tokens.append(token)
-        # /proc is read every 16 tokens: often enough to see a peak of our own making, and 16
-        # times cheaper than every token.
-        if len(self.tokens) % 16 == 0:
-            self._memory.sample()
-
     def _forget_logprobs(self) -> None:
         """A token that ended the text is not part of it."""
         if self._logprobs is not None:
@@ -166,9 +210,10 @@ class Request:
         if self._progress is not None:
             self._progress(done, total, "prompt")
 
-    def _finish(self, ids, reason, started, first_at, ended) -> Result:
-        n_prompt, n_new = int(ids.size), len(self.tokens)
-        prompt_s, predicted_s = first_at - started, ended - first_at
+    def _finish(self, ended: float, group: dict[str, Any]) -> Result:
+        n_prompt, n_new = int(self.ids.size), len(self.tokens)
+        first_at = self._first_at or ended
+        prompt_s, predicted_s = first_at - self._started, ended - first_at
         # The first token's time belongs to the prompt; n - 1 steps made the rest.
         steps = max(0, n_new - 1)
         timings = {
@@ -180,7 +225,8 @@ class Request:
             "predicted_per_second": steps / predicted_s if steps and predicted_s else None,
             "load_ms": self._load_ms,
             "ttft_ms": prompt_s * 1e3,
-            "per_token_ms": self._per_token_ms(predicted_s),
+            "per_token_ms": self._per_token_ms(group.get("group_ms", predicted_s * 1e3)),
+            **group,
         }
         usage = {
             "prompt_tokens": n_prompt,
@@ -192,7 +238,7 @@ class Request:
         return Result(
             text="".join(self._pieces) if self._tokenizer else None,
             tokens=self.tokens,
-            finish_reason=reason,
+            finish_reason=self._reason,
             seed=self.params.seed,
             usage=usage,
             timings=timings,
@@ -201,15 +247,15 @@ class Request:
             params=asdict(self.params),
         )
 
-    def _per_token_ms(self, predicted_s: float) -> dict[str, float]:
-        """Where the mean decoded token's time went; the values sum to predicted_ms over steps."""
+    def _per_token_ms(self, spent_ms: float) -> dict[str, float]:
+        """Where the mean decode step's time went; the values sum to `spent_ms` over steps."""
         decode = self.totals.decode
         parts = decode.per_step_ms()
         if not parts:
             return {}
-        parts["sampling"] = self._choose_ns / decode.steps / 1e6
+        parts["sampling"] = self.totals.choose_ns / decode.steps / 1e6
         # Text, stop strings, and what the caller does between two tokens of a stream.
-        parts["other"] = 1e3 * predicted_s / decode.steps - sum(parts.values())
+        parts["other"] = spent_ms / decode.steps - sum(parts.values())
         return parts
 
     def _floor_figures(self) -> dict[str, Any]:

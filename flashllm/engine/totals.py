@@ -74,10 +74,11 @@ class Share:
 
 @dataclass
 class Totals:
-    """Sums over the steps of one request; `predicted` is of approximate decoding."""
+    """Sums over the steps of one request or of a group; `predicted` is of approximate decoding."""
 
     prompt: Share = field(default_factory=Share)
     decode: Share = field(default_factory=Share)
+    choose_ns: int = 0  # choosing tokens after decode steps
     predicted: PredictedCounts = field(default_factory=PredictedCounts)
 
     def counters(self) -> dict[str, int]:

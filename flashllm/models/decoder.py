@@ -18,7 +18,7 @@ from ..errors import FormatError
 from ..kernels.base import ATTENTION, FFN, HEAD, PHASES, PREDICT, PieceView, weight_code
 from .approximate import ApproximateFFN, PredictedCounts
 from .scratch import Scratch
-from .state import KVCache, SequenceState
+from .state import KVCache, SequenceState, StateGroup
 
 
 @dataclass
@@ -94,7 +94,7 @@ class DecoderModel(ApproximateFFN, ABC):
         return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
 
     @abstractmethod
-    def _hidden(self, ids: np.ndarray, state: SequenceState) -> np.ndarray:
+    def _hidden(self, ids: np.ndarray, state: SequenceState | StateGroup) -> np.ndarray:
         """Hidden states [T, hidden_size] after the last layer, before the final norm."""
 
     @abstractmethod
@@ -119,13 +119,17 @@ class DecoderModel(ApproximateFFN, ABC):
     bounded_context: ClassVar[bool] = True
 
     @classmethod
-    def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
-        """What sequences of up to `n_context` tokens take: state, tables, attention scratch."""
-        per_token = KVCache.bytes_per_token(
+    def state_bytes(cls, config, n_context: int, dtype: np.dtype) -> int:
+        """What new_state(n_context, dtype) allocates."""
+        return n_context * KVCache.bytes_per_token(
             n_layers=config.n_layers, n_kv_heads=config.n_kv_heads, head_dim=config.head_dim,
             dtype=dtype,
         )  # fmt: skip
-        return n_context * per_token + kernels.attention_bytes(n_context)
+
+    @classmethod
+    def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
+        """What a sequence of up to `n_context` tokens takes: state, tables, attention scratch."""
+        return cls.state_bytes(config, n_context, dtype) + kernels.attention_bytes(n_context)
 
     def new_state(self, n_context: int, dtype: np.dtype) -> SequenceState:
         """An empty state for up to `n_context` tokens, and what computing with it needs."""
@@ -142,17 +146,19 @@ class DecoderModel(ApproximateFFN, ABC):
     def forward(
         self,
         ids: np.ndarray,
-        state: SequenceState,
+        state: SequenceState | StateGroup,
         logits: np.ndarray | None = None,
         *,
+        rows: np.ndarray | None = None,
         decoding: bool = False,
     ) -> None:
-        """Take int32 `ids` [T] into `state`; write the logits of the last rows into `logits`.
+        """Take int32 `ids` [T] into `state`; write the logits that are asked for into `logits`.
 
-        `logits` is float32 [n, vocab_size] for the last n of the T tokens, or None when nobody
-        asks.  `decoding`: these are not a prompt's; where there is an approximation it holds for a
-        decoding step of one token and for nothing else.  The caller has begun the store's step with
-        the matching order.
+        `logits` is float32 [n, vocab_size] for the last n of the T tokens, or for those in `rows`
+        [n], or None when nobody asks.  A group's tokens are its sequences' in turn.  `decoding`:
+        these are not a prompt's; where there is an approximation it holds for a decoding step of
+        one token and for nothing else.  The caller has begun the store's step with the matching
+        order.
         """
         n_tokens = ids.size
         self.counts = StepCounts(n_tokens=n_tokens)
@@ -161,10 +167,12 @@ class DecoderModel(ApproximateFFN, ABC):
             self.approximation.begin_token()
         self.clock.phase = ATTENTION
         hidden = self._hidden(ids, state)
-        state.length += n_tokens
+        for span, one in state.spans(n_tokens):
+            one.length += span.stop - span.start
         if logits is not None:
             self.clock.phase = HEAD
-            self._logits(np.ascontiguousarray(hidden[n_tokens - logits.shape[0] :]), logits)
+            last = hidden[n_tokens - logits.shape[0] :] if rows is None else hidden[rows]
+            self._logits(np.ascontiguousarray(last), logits)
 
     # -- pieces
 
@@ -200,7 +208,7 @@ class DecoderModel(ApproximateFFN, ABC):
         q: np.ndarray,
         k: np.ndarray,
         v: np.ndarray,
-        state: KVCache,
+        state: KVCache | StateGroup,
         out: np.ndarray,
         *,
         scale: float,
@@ -208,11 +216,13 @@ class DecoderModel(ApproximateFFN, ABC):
         cap: float = 0.0,
     ) -> None:
         """Causal attention of q [T, n_heads, head_dim] over the cache, k and v written first."""
-        first = state.length
-        state.write(layer, first, k, v)
-        self.kernels.attention(
-            q, state.keys[layer], state.values[layer], first, window, scale, out, cap=cap
-        )
+        for rows, one in state.spans(q.shape[0]):
+            first = one.length
+            one.write(layer, first, k[rows], v[rows])
+            self.kernels.attention(
+                q[rows], one.keys[layer], one.values[layer], first, window, scale, out[rows],
+                cap=cap,
+            )  # fmt: skip
 
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """The layer's FFN of normed x [T, hidden_size] into `out`, biases included.

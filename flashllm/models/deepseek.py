@@ -46,8 +46,8 @@ class DeepSeekModel(MoEModel):
         return max(config.hidden_size, config.latent_size, config.n_heads * config.value_size)
 
     @classmethod
-    def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
-        both = super().context_bytes(config, n_context, dtype, kernels)
+    def state_bytes(cls, config, n_context: int, dtype: np.dtype) -> int:
+        both = super().state_bytes(config, n_context, dtype)
         values = config.n_layers * config.head_dim * np.dtype(dtype).itemsize
         return both - n_context * values
 
@@ -83,7 +83,7 @@ class DeepSeekModel(MoEModel):
         k = view("keys", n_tokens, c.head_dim).reshape(n_tokens, 1, c.head_dim)
         _halves(by_head[:, :, c.key_size :], q[:, :, :turning])
         _halves(qkv[:, None, split + c.latent_size :], k[:, :, :turning])
-        cos, sin = self.rope.rows(state.length, n_tokens)
+        cos, sin = self.rope.rows(state.positions(n_tokens))
         self.kernels.rope(q, cos, sin)
         self.kernels.rope(k, cos, sin)
         np.copyto(k[:, 0, turning:], latent)

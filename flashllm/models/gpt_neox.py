@@ -64,7 +64,7 @@ class GPTNeoXModel(DecoderModel):
         np.copyto(q, by_head[:, :, :group])
         np.copyto(k, by_head[:, :, group])
         q = q.reshape(n_tokens, c.n_heads, c.head_dim)
-        cos, sin = self.rope.rows(state.length, n_tokens)
+        cos, sin = self.rope.rows(state.positions(n_tokens))
         self.kernels.rope(q, cos, sin)
         self.kernels.rope(k, cos, sin)
         heads = self.scratch.view("heads", n_tokens)

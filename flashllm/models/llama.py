@@ -97,7 +97,7 @@ class LlamaModel(DecoderModel):
         q = q.reshape(n_tokens, c.n_heads, c.head_dim)
         k = k.reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = qkv[:, n_q + n_kv :].reshape(n_tokens, c.n_kv_heads, c.head_dim)
-        cos, sin = self.rope_of(layer).rows(state.length, n_tokens)
+        cos, sin = self.rope_of(layer).rows(state.positions(n_tokens))
         self.kernels.rope(q, cos, sin)
         self.kernels.rope(k, cos, sin)
         heads = self.scratch.view("heads", n_tokens)

@@ -16,6 +16,8 @@ class OPTModel(DecoderModel):
         super().__init__(
             config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
         )
+        first = config.position_offset
+        self._position_rows = np.arange(first, first + n_context, dtype=np.int32)
         self._ones = np.ones(config.hidden_size, np.float32)
         self._zeros = np.zeros(config.hidden_size, np.float32)
 
@@ -54,8 +56,7 @@ class OPTModel(DecoderModel):
             self.linear("project_in", embedded, x)
         else:
             np.copyto(x, embedded)
-        first = state.length + self.config.position_offset
-        self.embed("position", np.arange(first, first + n_tokens, dtype=np.int32), residual)
+        self.embed("position", self._position_rows[state.positions(n_tokens)], residual)
         x += residual
         for layer in range(c.n_layers):
             prefix = f"layers.{layer}."

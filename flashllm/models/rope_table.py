@@ -32,6 +32,6 @@ class RopeTable:
     def bytes_needed(n_rotated: int, n_context: int) -> int:
         return 4 * n_rotated * n_context
 
-    def rows(self, first: int, n: int) -> tuple[np.ndarray, np.ndarray]:
-        """cos, sin of positions first .. first+n-1, float32 [n, n_rotated / 2]."""
-        return self.cos[first : first + n], self.sin[first : first + n]
+    def rows(self, positions: slice | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """cos, sin of these n positions, float32 [n, n_rotated / 2]; views of a slice of them."""
+        return self.cos[positions], self.sin[positions]

@@ -16,8 +16,8 @@ from .rwkv4 import TimeMix4
 from .rwkv5 import TimeMix5
 from .rwkv6 import TimeMix6
 from .rwkv7 import TimeMix7
-from .rwkv_mix import TimeMix
-from .state import RecurrentState
+from .rwkv_mix import Shift, TimeMix
+from .state import RecurrentState, StateGroup
 
 TIME_MIXES: dict[str, type[TimeMix]] = {
     "4": TimeMix4, "5.1": TimeMix5, "5.2": TimeMix5, "6": TimeMix6, "7": TimeMix7
@@ -46,9 +46,13 @@ class RWKVModel(DecoderModel):
         return max(config.hidden_size, *TIME_MIXES[config.version].widths(config).values())
 
     @classmethod
+    def state_bytes(cls, config, n_context: int, dtype: np.dtype) -> int:
+        return RecurrentState.bytes_needed(_state_shapes(config))
+
+    @classmethod
     def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
         spread = TIME_MIXES[config.version].vector_bytes(config)
-        return RecurrentState.bytes_needed(_state_shapes(config)) + spread
+        return cls.state_bytes(config, n_context, dtype) + spread
 
     def new_state(self, n_context: int, dtype: np.dtype) -> RecurrentState:
         """`dtype` is for what grows; a recurrent state is float32 always."""
@@ -63,7 +67,7 @@ class RWKVModel(DecoderModel):
 
     # -- the pass
 
-    def _hidden(self, ids: np.ndarray, state: RecurrentState) -> np.ndarray:
+    def _hidden(self, ids: np.ndarray, state: RecurrentState | StateGroup) -> np.ndarray:
         n_tokens, view = ids.size, self.scratch.view
         x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))
         self.embed("embed", ids, x)
@@ -71,22 +75,22 @@ class RWKVModel(DecoderModel):
         for layer in range(self.config.n_layers):
             prefix = f"layers.{layer}."
             self.layer_norm(x, prefix + "att_norm", normed)
-            last = state.arrays["time_shift"][layer]
-            self.time_mix.forward(layer, normed, last, state, residual)
-            last[:] = normed[-1]
+            before = Shift(state, "time_shift", layer)
+            self.time_mix.forward(layer, normed, before, state, residual)
+            before.keep(normed)
             x += residual
             self.layer_norm(x, prefix + "ffn_norm", normed)
-            last = state.arrays["channel_shift"][layer]
-            self._channel_mix(layer, normed, last, residual)
-            last[:] = normed[-1]
+            before = Shift(state, "channel_shift", layer)
+            self._channel_mix(layer, normed, before, residual)
+            before.keep(normed)
             x += residual
         return x
 
-    def _channel_mix(self, layer: int, x: np.ndarray, last: np.ndarray, out: np.ndarray) -> None:
+    def _channel_mix(self, layer: int, x: np.ndarray, before: Shift, out: np.ndarray) -> None:
         prefix, gated = f"layers.{layer}.", self.config.has_receptance
         names = ("channel_mix_k", "channel_mix_r") if gated else ("channel_mix_k",)
         shares = tuple(self.vectors[prefix + name] for name in names)
-        mixed = self.time_mix.mix(x, last, shares)
+        mixed = self.time_mix.mix(x, before, shares)
         gate = None
         if gated:
             gate = self.scratch.view("gate", x.shape[0])

@@ -6,7 +6,7 @@ so far, so that no exponential overflows (arXiv 2305.13048, appendix D).
 
 from __future__ import annotations
 
-from .rwkv_mix import TimeMix
+from .rwkv_mix import TimeMix, memories
 
 
 class TimeMix4(TimeMix):
@@ -20,9 +20,12 @@ class TimeMix4(TimeMix):
     def planes(self, layer: int) -> tuple[str, ...]:
         return ("r", "k", "v", "o")
 
-    def forward(self, layer: int, x, last, state, out) -> None:
-        r, k, v = self.projections(layer, x, last, "rkv").values()
-        memory, exponent = state.arrays["memory"][layer], state.arrays["exponent"][layer]
+    def forward(self, layer: int, x, before, state, out) -> None:
+        r, k, v = self.projections(layer, x, before, "rkv").values()
         vectors = self.vectors[layer]
-        self.kernels.rwkv4(r, k, v, vectors["decay"], vectors["first"], memory, exponent, r)
+        for t, kept in memories(state, layer, x.shape[0]):
+            self.kernels.rwkv4(
+                r[t], k[t], v[t], vectors["decay"], vectors["first"],
+                kept["memory"], kept["exponent"], r[t],
+            )  # fmt: skip
         self.model.linear(f"layers.{layer}.o", r, out)

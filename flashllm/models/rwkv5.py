@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .rwkv_mix import TimeMix
+from .rwkv_mix import TimeMix, memories
 
 
 class TimeMix5(TimeMix):
@@ -32,15 +32,16 @@ class TimeMix5(TimeMix):
     def planes(self, layer: int) -> tuple[str, ...]:
         return ("r", "k", "v", "o") if self.config.version == "5.1" else ("r", "k", "v", "g", "o")
 
-    def forward(self, layer: int, x, last, state, out) -> None:
+    def forward(self, layer: int, x, before, state, out) -> None:
         names = "rkv" if self.config.version == "5.1" else "rkvg"
-        self.recall(layer, self.projections(layer, x, last, names), state, out)
+        self.recall(layer, self.projections(layer, x, before, names), state, out)
 
     def recall(self, layer: int, tokens: dict[str, np.ndarray], state, out) -> None:
         """`out` from what the projections say and the memory holds, which takes them in."""
         heads = self.model.scratch.view("heads", out.shape[0])
-        self.kernels.rwkv5(
-            tokens, self.vectors[layer], self.config.group_norm_eps,
-            state.arrays["memory"][layer], heads,
-        )  # fmt: skip
+        for t, kept in memories(state, layer, out.shape[0]):
+            self.kernels.rwkv5(
+                {name: rows[t] for name, rows in tokens.items()}, self.vectors[layer],
+                self.config.group_norm_eps, kept["memory"], heads[t],
+            )  # fmt: skip
         self.model.linear(f"layers.{layer}.o", heads, out)

@@ -25,17 +25,17 @@ class TimeMix6(TimeMix5):
         mixes = tuple(f"mix2_{name}" for name in MIXED["6"])
         return ("mix1", *mixes, "decay1", "decay2", *_PROJECTED, "o")
 
-    def forward(self, layer: int, x, last, state, out) -> None:
-        mixed = dict(zip(MIXED["6"], self._mixes(layer, x, last), strict=True))
+    def forward(self, layer: int, x, before, state, out) -> None:
+        mixed = dict(zip(MIXED["6"], self._mixes(layer, x, before), strict=True))
         low = self.low_rank(layer, "decay1", mixed["w"], self.config.decay_rank, "tanh")
         tokens = {"decay": self.linear(layer, "decay2", low, into="decay")}
         tokens |= {name: self.linear(layer, name, mixed[name]) for name in _PROJECTED}
         self.recall(layer, tokens, state, out)
 
-    def _mixes(self, layer: int, x, last) -> np.ndarray:
+    def _mixes(self, layer: int, x, before) -> np.ndarray:
         """The inputs of w, k, v, r and g: x + (before - x) * (vector + low-rank function)."""
         model, rank, shares = self.model, self.config.mix_rank, self.shares[layer]
-        mixed = self.mix(x, last, (model.vectors[f"layers.{layer}.mix_x"],))[0]
+        mixed = self.mix(x, before, (model.vectors[f"layers.{layer}.mix_x"],))[0]
         low = self.low_rank(layer, "mix1", mixed, 5 * rank, "tanh")
         n_tokens, n = x.shape
         found = model.scratch.view("mixed", n_tokens, len(shares) * n)
@@ -43,4 +43,4 @@ class TimeMix6(TimeMix5):
         for i, name in enumerate(MIXED["6"]):
             part = np.ascontiguousarray(low[:, i * rank : (i + 1) * rank])
             model.linear(f"layers.{layer}.mix2_{name}", part, found[i])
-        return self.mix(x, last, shares, plus=True)
+        return self.mix(x, before, shares, plus=True)

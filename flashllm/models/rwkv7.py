@@ -11,7 +11,7 @@ import numpy as np
 
 from ..kernels.recurrent import VECTORS_7
 from .rwkv_config import MIXED
-from .rwkv_mix import TimeMix
+from .rwkv_mix import TimeMix, memories
 
 
 class TimeMix7(TimeMix):
@@ -32,8 +32,8 @@ class TimeMix7(TimeMix):
             "r", "decay1", "decay2", "k", "v", *residual, "rate1", "rate2", "gate1", "gate2", "o"
         )  # fmt: skip
 
-    def forward(self, layer: int, x, last, state, out) -> None:
-        mixed = dict(zip(MIXED["7"], self.mix(x, last, self.shares[layer]), strict=True))
+    def forward(self, layer: int, x, before, state, out) -> None:
+        mixed = dict(zip(MIXED["7"], self.mix(x, before, self.shares[layer]), strict=True))
         tokens = {"r": self.linear(layer, "r", mixed["r"])}
         tokens["decay"] = self._function(layer, "decay", mixed["w"], "tanh")
         tokens["k"] = self.linear(layer, "k", mixed["k"])
@@ -44,10 +44,11 @@ class TimeMix7(TimeMix):
         tokens["rate"] = self._function(layer, "rate", mixed["a"])
         tokens["gate"] = self._function(layer, "gate", mixed["g"], "sigmoid")
         heads = self.model.scratch.view("heads", x.shape[0])
-        self.kernels.rwkv7(
-            tokens, self.vectors[layer], self.config.group_norm_eps,
-            state.arrays["memory"][layer], heads,
-        )  # fmt: skip
+        for t, kept in memories(state, layer, x.shape[0]):
+            self.kernels.rwkv7(
+                {name: rows[t] for name, rows in tokens.items()}, self.vectors[layer],
+                self.config.group_norm_eps, kept["memory"], heads[t],
+            )  # fmt: skip
         self.model.linear(f"layers.{layer}.o", heads, out)
 
     def _function(self, layer: int, name: str, x, activation="", into: str = "") -> np.ndarray:

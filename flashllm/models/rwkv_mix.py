@@ -7,6 +7,7 @@ the kernel set (kernels/recurrent.py); between them are the matrices, a whole ch
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import ClassVar
 
 import numpy as np
@@ -14,11 +15,34 @@ import numpy as np
 from .rwkv_config import MIXED, RANKS
 
 
+class Shift:
+    """What a layer remembers of the token before: the row `name` of its sequences' arrays."""
+
+    def __init__(self, state, name: str, layer: int):
+        self._state, self._name, self._layer = state, name, layer
+
+    def of(self, n_tokens: int) -> list[tuple[slice, np.ndarray]]:
+        """(rows, the token [hidden_size] before the first of them), sequence by sequence."""
+        spans = self._state.spans(n_tokens)
+        return [(rows, one.arrays[self._name][self._layer]) for rows, one in spans]
+
+    def keep(self, x: np.ndarray) -> None:
+        """Remember the last row of each sequence."""
+        for rows, last in self.of(x.shape[0]):
+            last[:] = x[rows.stop - 1]
+
+
+def memories(state, layer: int, n_tokens: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
+    """(rows, the layer's arrays that take them in), sequence by sequence."""
+    for rows, one in state.spans(n_tokens):
+        yield rows, {name: array[layer] for name, array in one.arrays.items()}
+
+
 class TimeMix(ABC):
     """The time-mix of one version over one model's planes; holds no state of a sequence.
 
     `forward` turns normed x [T, hidden_size] into `out`, taking the layer's memory in
-    `state.arrays` along token by token; `last` [hidden_size] is the token before x[0].
+    `state.arrays` along token by token; `before` knows the tokens before.
     """
 
     empty: ClassVar[dict[str, float]] = {}  # value of state arrays that do not start at zero
@@ -63,9 +87,11 @@ class TimeMix(ABC):
         """Last names of the planes in the order `forward` walks them."""
 
     @abstractmethod
-    def forward(self, layer: int, x, last, state, out) -> None: ...
+    def forward(self, layer: int, x, before: Shift, state, out) -> None: ...
 
-    def mix(self, x, last, shares: tuple[np.ndarray, ...], *, plus: bool = False) -> np.ndarray:
+    def mix(
+        self, x, before: Shift, shares: tuple[np.ndarray, ...], *, plus: bool = False
+    ) -> np.ndarray:
         """Mixes [len(shares), T, n] of each token with the one before, in the scratch "mixed".
 
         `plus`: what lies there already is added to the shares.
@@ -73,12 +99,18 @@ class TimeMix(ABC):
         n_tokens, n = x.shape
         mixed = self.model.scratch.view("mixed", n_tokens, len(shares) * n)
         mixed = mixed.reshape(len(shares), n_tokens, n)
-        self.kernels.mix_tokens(self.share + " plus" * plus, x, last, shares, mixed)
+        kind = self.share + " plus" * plus
+        for rows, last in before.of(n_tokens):
+            whole = rows.stop - rows.start == n_tokens
+            part = mixed if whole else np.ascontiguousarray(mixed[:, rows])
+            self.kernels.mix_tokens(kind, x[rows], last, shares, part)
+            if not whole:
+                mixed[:, rows] = part
         return mixed
 
-    def projections(self, layer: int, x, last, names: str) -> dict[str, np.ndarray]:
+    def projections(self, layer: int, x, before: Shift, names: str) -> dict[str, np.ndarray]:
         """name -> its matrix applied to its own mix; `names` are those of MIXED, in any order."""
-        mixed = self.mix(x, last, self.shares[layer])
+        mixed = self.mix(x, before, self.shares[layer])
         order = MIXED[self.config.version]
         return {name: self.linear(layer, name, mixed[order.index(name)]) for name in names}
 

@@ -2,16 +2,30 @@
 
 The engine asks a state only for `length`, `capacity`, `n_bytes`, `reset`, and what it holds as
 named arrays; whether it is a KV cache, a recurrent state or both is between it and its family.
+A pass asks whose its rows are, because it may be over tokens of several sequences (StateGroup).
 """
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
+
+
+def _own_pages(shape: tuple[int, ...], dtype: np.dtype, value: float = 0.0) -> np.ndarray:
+    """An array all of whose pages are charged now, not in mid-sentence, and go back to the kernel
+    when it is dropped: what malloc frees it may keep."""
+    n = int(np.prod(shape))
+    if n == 0:
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, n * np.dtype(dtype).itemsize)
+    array = np.frombuffer(pages, dtype, n).reshape(shape)
+    array.fill(value)
+    return array
 
 
 class SequenceState(ABC):
@@ -19,6 +33,14 @@ class SequenceState(ABC):
 
     length: int  # tokens taken in so far
     capacity: int  # tokens it can hold
+
+    def spans(self, n_tokens: int) -> Sequence[tuple[slice, SequenceState]]:
+        """Whose the rows of a pass over `n_tokens` are: rows and their state, rows ascending."""
+        return ((slice(0, n_tokens), self),)
+
+    def positions(self, n_tokens: int) -> slice | np.ndarray:
+        """Absolute positions of those rows: what a table of positions is indexed by."""
+        return slice(self.length, self.length + n_tokens)
 
     @property
     @abstractmethod
@@ -57,10 +79,8 @@ class KVCache(SequenceState):
         self, *, n_layers: int, n_kv_heads: int, head_dim: int, n_context: int, dtype: np.dtype
     ):
         shape = (n_layers, n_kv_heads, n_context, head_dim)
-        self.keys = np.zeros(shape, dtype=dtype)
-        self.values = np.zeros(shape, dtype=dtype)
-        self.keys.fill(0)  # calloc's pages are not charged until written: pay for them now
-        self.values.fill(0)
+        self.keys = _own_pages(shape, dtype)
+        self.values = _own_pages(shape, dtype)
         self.capacity = n_context
         self.length = 0
 
@@ -91,8 +111,7 @@ class LatentCache(KVCache):
     """One array serves as keys and as values, of one head that all query heads share."""
 
     def __init__(self, *, n_layers: int, width: int, n_context: int, dtype: np.dtype):
-        self.keys = self.values = np.zeros((n_layers, 1, n_context, width), dtype=dtype)
-        self.keys.fill(0)
+        self.keys = self.values = _own_pages((n_layers, 1, n_context, width), dtype)
         self.capacity = n_context
         self.length = 0
 
@@ -117,7 +136,7 @@ class RecurrentState(SequenceState):
     def __init__(
         self, shapes: dict[str, tuple[int, ...]], *, empty: dict[str, float], capacity: int
     ):
-        self.arrays = {name: np.empty(shape, np.float32) for name, shape in shapes.items()}
+        self.arrays = {name: _own_pages(shape, np.float32) for name, shape in shapes.items()}
         self._empty = empty
         self.capacity = capacity
         self.reset()
@@ -137,3 +156,27 @@ class RecurrentState(SequenceState):
 
     def holding(self, length: int) -> dict[str, np.ndarray]:
         return self.arrays
+
+
+class StateGroup:
+    """Sequences that share a pass: its rows are theirs in turn, so many tokens of each.
+
+    Every sequence sees its own memory and positions only (docs/ARITHMETIC.md, "Rows").
+    """
+
+    def __init__(self, parts: Sequence[tuple[SequenceState, int]]):
+        self._spans, first = [], 0
+        for state, n_tokens in parts:
+            self._spans.append((slice(first, first + n_tokens), state))
+            first += n_tokens
+        self.n_tokens = first
+
+    def spans(self, n_tokens: int) -> Sequence[tuple[slice, SequenceState]]:
+        if n_tokens != self.n_tokens:
+            raise UsageError(f"a group of {self.n_tokens} tokens in a pass over {n_tokens}")
+        return self._spans
+
+    def positions(self, n_tokens: int) -> np.ndarray:
+        spans = self.spans(n_tokens)
+        every = [np.arange(s.length, s.length + r.stop - r.start) for r, s in spans]
+        return np.concatenate(every)
