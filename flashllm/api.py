@@ -51,8 +51,10 @@ class LLM:
     computes only the neurons that are predicted, by what was fitted to the container (MODEL.fit) at
     `recall` or by `predictors` (layer -> Predictor); recall is measured on the first and every
     `audit`-th decoded token.  Where no neuron is exactly zero (SiLU, GELU) `density` says what
-    share of them to compute.  `governor=True` gives memory back under memory pressure and takes it
-    again slowly (docs/MEMORY.md); a source of pressure is followed instead of the kernel's.
+    share of them to compute.  `speculate`: "auto" drafts tokens from the text so far and verifies
+    them in one pass where that pays, a number drafts so many always; no token depends on it.
+    `governor=True` gives memory back under memory pressure and takes it again slowly
+    (docs/MEMORY.md); a source of pressure is followed instead of the kernel's.
     `reserve_bytes` of the budget are the caller's own, a line of the plan.
     `progress(done, total, label)` is called while loading and in prefill, `on_plan(plan)` before
     anything is loaded.
@@ -79,6 +81,7 @@ class LLM:
         density: float | None = None,
         predictors: Mapping[int, Predictor] | None = None,
         audit: int | None = None,
+        speculate: str | int | None = None,
         reserve_bytes: int = 0,
         pin: bool = True,
         debug: bool | None = None,
@@ -112,6 +115,7 @@ class LLM:
                 density=density,
                 predictors=predictors,
                 audit=audit,
+                speculate=speculate,
                 reserve_bytes=reserve_bytes,
                 pin=pin,
                 debug=debug,
@@ -123,8 +127,9 @@ class LLM:
             self.floors = assembly.make_floors(parts)
             self.store.load(progress)
             self._engine = Engine(
-                parts.model, parts.store, parts.state, chunk=parts.plan.chunk, check=parts.check
-            )
+                parts.model, parts.store, parts.state, chunk=parts.plan.chunk, drafts=parts.drafts,
+                check=parts.check,
+            )  # fmt: skip
             self._opened_plan, self._kv_dtype = self.plan, parts.kv_dtype
             wanted = resolve("governor", governor).value
             if wanted:
@@ -419,6 +424,7 @@ class LLM:
             "ram_budget": self.ram_budget,
             "storage": self.choice.name,
             "kernels": self.kernels.name,
+            "speculate": str(self._engine.drafts),
             "sequences": 1,
             "sequences_limit": None,
         }

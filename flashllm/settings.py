@@ -76,6 +76,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("recall", float, 0.99, "approx: share of the active neurons to be predicted"),
         Setting("density", float, None, "approx, models without exact zeros: share to compute"),
         Setting("audit", _whole, 16, "approx: measure recall on every n-th token; 0 never"),
+        Setting("speculate", str, "off", "draft tokens from the text: off, auto, or how many"),
         Setting("governor", _flag, False, "give memory back under memory pressure"),
         Setting("debug", _flag, False, "check every invariant after every step"),
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..container import Container, open_container
+from ..engine.drafts import Drafts
 from ..errors import FormatError, UnknownNameError
 from ..floors import Floors, Touched
 from ..kernels import choose_kernels
@@ -46,6 +47,7 @@ class Parts:
     model: Any
     state: Any
     kv_dtype: type  # of the state, where it grows
+    drafts: Drafts
     memory: MemoryWatch
     check: Callable[[], None] | None
 
@@ -110,7 +112,7 @@ def open_parts(
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
         kernels=kernels, choice=choice, model=model, state=state, kv_dtype=dtype,
-        memory=memory,
+        drafts=wishes.speculate, memory=memory,
         check=store.check if wishes.debug else None,
     )  # fmt: skip
 

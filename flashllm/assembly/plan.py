@@ -72,6 +72,8 @@ def make_plan(
                   picked=predicted is not None and name in predicted.planes())
         for name, plane in container.planes.items()
     ]  # fmt: skip
+    each_guess = 4 * config.vocab_size + model_class.mark_bytes(config)
+    guessed = wishes.speculate.most * each_guess
     most = min(config.n_context, 4096) if model_class.bounded_context else config.n_context
     wish = most if wishes.n_context is None else wishes.n_context
     if wish > config.n_context:
@@ -87,6 +89,7 @@ def make_plan(
                 "vectors": vector_bytes,
                 "reader threads": wishes.io_depth * THREAD_BYTES,
                 "compute threads": wishes.num_threads * THREAD_BYTES,
+                **({"drafts": guessed} if guessed else {}),
                 **({"page cache in passing": passing} if passing else {}),
                 **({"predictors": predicted.n_bytes} if predicted and predicted.layers else {}),
                 **({"held by the caller": reserve_bytes} if reserve_bytes else {}),

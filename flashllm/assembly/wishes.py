@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..container import Container
+from ..engine.drafts import Drafts
 from ..errors import UnknownNameError, UsageError
 from ..probe.memory import automatic_budget
 from ..settings import resolve, usable_processors
@@ -33,6 +34,7 @@ class Wishes:
     recall: float
     density: float | None
     audit: int
+    speculate: Drafts
     debug: bool
     pin: bool
 
@@ -50,6 +52,10 @@ class Wishes:
             raise UsageError(f"audit must be a whole number from 0, not {values['audit']!r}")
         if values["kv_type"] not in ("auto", *KV_TYPES):
             raise UsageError(f"kv_type must be auto, f32 or f16, not {values['kv_type']!r}")
+        values["speculate"] = Drafts.of(values["speculate"])
+        if values["speculate"].most and values["mode"] != "exact":
+            raise UsageError("speculate verifies several tokens in one pass, and mode approx "
+                             "computes another function for each")  # fmt: skip
         return cls(pin=pin, **values)
 
 

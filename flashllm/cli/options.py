@@ -20,6 +20,7 @@ ENGINE_FLAGS = (
     ("--recall", "R", float, "approx: share of the active neurons to be predicted, such as 0.99"),
     ("--density", "D", float, "approx, models without exact zeros: share of neurons to compute"),
     ("--audit", "N", int, "approx: measure recall on every N-th token; 0 never"),
+    ("--speculate", "N|off|auto", str, "draft tokens from the text, verify them in one pass"),
     ("--policy", "NAME", str, "eviction policy of the bundle cache: lru, lfu, window"),
 )
 

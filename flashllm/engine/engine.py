@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
 from ..models.state import SequenceState, StateGroup
+from .drafts import NO_DRAFTS, Drafts
 from .snapshot import Snapshot
 from .totals import Totals
 
@@ -22,15 +24,21 @@ class Engine:
     """Runs a model token by token or chunk by chunk; one sequence at a time, or a group's
     (group.py) step by step.
 
-    `chunk` is the most prompt tokens that share a pass over the weights.  `check` (debug) is
-    called after every step.
+    `chunk` is the most prompt tokens that share a pass over the weights, `drafts` what may be
+    guessed (speculation.py).  `check` (debug) is called after every step.
     """
 
-    def __init__(self, model, store, state, *, chunk: int, check: Callable[[], None] | None = None):
+    def __init__(
+        self, model, store, state, *, chunk: int, drafts: Drafts = NO_DRAFTS,
+        check: Callable[[], None] | None = None,
+    ):  # fmt: skip
         self.model, self.store, self.state = model, store, state
         self.chunk = max(1, min(chunk, model.max_tokens))
         self.check = check
-        self._logits = np.zeros((1, model.config.vocab_size), np.float32)
+        self.drafts = replace(drafts, most=min(drafts.most, self.chunk - 1))
+        self.rows = np.zeros((1 + self.drafts.most, model.config.vocab_size), np.float32)
+        self._logits = self.rows[:1]
+        state.make_marks(self.drafts.most)
         self.pending: tuple[int, ...] = ()  # said in this sequence, and not taken in
         self.orders = {head: model.order(with_head=head) for head in (False, True)}
 
@@ -154,10 +162,15 @@ class Engine:
         totals: Totals,
         *,
         max_tokens: int,
+        after: Callable[[int, int], np.ndarray],
         progress: Callable[[int, int], None] | None = None,
         cancelled: Callable[[], bool] = lambda: False,
     ) -> Iterator[int]:
-        """Yield up to `max_tokens` ids; the caller stops early by closing the iterator."""
+        """Yield up to `max_tokens` ids; the caller stops early by closing the iterator.
+
+        `after(token, n)` decodes: logits after `token`, n tokens at most being asked for after the
+        one that they are for.
+        """
         logits = self.prefill(ids, totals, progress=progress, cancelled=cancelled)
         for n_done in range(1, max_tokens + 1):
             if logits is None or cancelled():
@@ -165,4 +178,4 @@ class Engine:
             token = choose(logits)
             yield token
             if n_done < max_tokens and not cancelled():
-                logits = self.decode(token, totals)
+                logits = after(token, max_tokens - n_done - 1)

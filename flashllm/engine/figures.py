@@ -16,7 +16,8 @@ def flash_figures(totals: Totals) -> dict[str, Any]:
     `density`: share of neurons that added something to a token.  `recall` and `precision` are of
     the audited tokens, whose extra reading is `audit_bytes` and not part of `bytes_read`.
     `…_bundles` are of decoding, summed over tokens and layers: neurons that added something, that
-    were predicted (approximate mode), that were read, and all there are.
+    were predicted (approximate mode), that were read, and all there are.  `drafted` tokens were
+    taken in on a guess, of which `accepted` were right.
     """
     counters, predicted = totals.counters(), totals.predicted
     active, neurons = (
@@ -45,6 +46,8 @@ def flash_figures(totals: Totals) -> dict[str, Any]:
         "predicted_bundles": predicted.predicted,
         "read_bundles": decoding.get("bundles_read", 0),
         "all_bundles": totals.decode.neurons,
+        "drafted": totals.drafted,
+        "accepted": totals.accepted,
         "stall_ms": counters.get("wait_ns", 0) / 1e6,
         "decompress_ms": counters.get("decode_ns", 0) / 1e6,
     }

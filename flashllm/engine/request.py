@@ -16,6 +16,7 @@ from .figures import flash_figures
 from .results import Delta, Result
 from .sampling import Sampler, SamplingParams, log_softmax
 from .snapshot import Snapshot
+from .speculation import Speculation
 from .stopping import StopStrings
 from .totals import Share, Totals
 
@@ -70,11 +71,13 @@ class Request:
     def run(self) -> Iterator[Delta]:
         """Yield deltas; the last has a finish reason and the result."""
         self.begin(self._engine.state)
+        speculation = Speculation(self._engine, self.totals, self.ids)
         steps = self._engine.tokens(
             self.ids,
             self.choose,
             self.totals,
             max_tokens=self.max_new,
+            after=speculation.after,
             progress=self._prefill_progress,
             cancelled=self._cancelled,
         )
@@ -90,6 +93,7 @@ class Request:
             tail = self._last_text()
         finally:
             steps.close()
+            speculation.settle()
             self.end(time.perf_counter())
         last = self.tokens[-1:] if self._stops.stopped else []
         yield Delta(tail, last, self._reason, self.result)
@@ -223,6 +227,8 @@ class Request:
             "predicted_n": n_new,
             "predicted_ms": predicted_s * 1e3,
             "predicted_per_second": steps / predicted_s if steps and predicted_s else None,
+            "draft_n": self.totals.drafted,
+            "draft_n_accepted": self.totals.accepted,
             "load_ms": self._load_ms,
             "ttft_ms": prompt_s * 1e3,
             "per_token_ms": self._per_token_ms(group.get("group_ms", predicted_s * 1e3)),
@@ -248,27 +254,27 @@ class Request:
         )
 
     def _per_token_ms(self, spent_ms: float) -> dict[str, float]:
-        """Where the mean decode step's time went; the values sum to `spent_ms` over steps."""
-        decode = self.totals.decode
-        parts = decode.per_step_ms()
-        if not parts:
+        """Where the mean decoded token's time went; the values sum to `spent_ms` over tokens."""
+        n = self.totals.n_decoded
+        if not n:
             return {}
-        parts["sampling"] = self.totals.choose_ns / decode.steps / 1e6
+        parts = self.totals.decode.mean_ms(n)
+        parts["sampling"] = self.totals.choose_ns / n / 1e6
         # Text, stop strings, and what the caller does between two tokens of a stream.
-        parts["other"] = spent_ms / decode.steps - sum(parts.values())
+        parts["other"] = spent_ms / n - sum(parts.values())
         return parts
 
     def _floor_figures(self) -> dict[str, Any]:
         """Per decoded token: bytes and reads.  Of that token, and of the whole prompt: the floors
         of DRAM and flash, and the ratio of the steps' time to the larger floor."""
         prompt, decode = self.totals.prompt, self.totals.decode
-        n, counters = max(1, decode.steps), decode.counters()
+        n, counters = max(1, self.totals.n_decoded), decode.counters()
         least, ratio = self._least(decode)
         least_prompt, prompt_ratio = self._least(prompt)
         return {
             "bytes_per_token": counters.get("bytes_read", 0) / n,
             "reads_per_token": counters.get("reads", 0) / n,
-            "floor_ms": least,
+            "floor_ms": {name: ms * decode.steps / n for name, ms in least.items()},
             "time_over_floor": ratio,
             "prompt_floor_ms": {name: ms * prompt.steps for name, ms in least_prompt.items()},
             "prompt_time_over_floor": prompt_ratio,

@@ -67,9 +67,9 @@ class Share:
         parts = {"wait": wait, "decode": decode, **self.kernel_ns}
         return {**parts, "python": self.wall_ns - sum(parts.values())}
 
-    def per_step_ms(self) -> dict[str, float]:
-        """The same for the mean step."""
-        return {name: ns / self.steps / 1e6 for name, ns in self.parts_ns().items()}
+    def mean_ms(self, n: int) -> dict[str, float]:
+        """The same in milliseconds for each of `n` steps or tokens."""
+        return {name: ns / n / 1e6 for name, ns in self.parts_ns().items()}
 
 
 @dataclass
@@ -79,7 +79,14 @@ class Totals:
     prompt: Share = field(default_factory=Share)
     decode: Share = field(default_factory=Share)
     choose_ns: int = 0  # choosing tokens after decode steps
+    drafted: int = 0  # tokens taken in by decode steps on a guess
+    accepted: int = 0  # of those
     predicted: PredictedCounts = field(default_factory=PredictedCounts)
+
+    @property
+    def n_decoded(self) -> int:
+        """Tokens that decode steps brought."""
+        return self.decode.tokens - (self.drafted - self.accepted)
 
     def counters(self) -> dict[str, int]:
         """The store's counters over all steps."""

@@ -127,6 +127,11 @@ class DecoderModel(ApproximateFFN, ABC):
         )  # fmt: skip
 
     @classmethod
+    def mark_bytes(cls, config) -> int:
+        """What a state takes for each token that a pass may be rewound by."""
+        return 0
+
+    @classmethod
     def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
         """What a sequence of up to `n_context` tokens takes: state, tables, attention scratch."""
         return cls.state_bytes(config, n_context, dtype) + kernels.attention_bytes(n_context)

@@ -50,6 +50,10 @@ class RWKVModel(DecoderModel):
         return RecurrentState.bytes_needed(_state_shapes(config))
 
     @classmethod
+    def mark_bytes(cls, config) -> int:
+        return RecurrentState.bytes_needed(_state_shapes(config))
+
+    @classmethod
     def context_bytes(cls, config, n_context: int, dtype: np.dtype, kernels) -> int:
         spread = TIME_MIXES[config.version].vector_bytes(config)
         return cls.state_bytes(config, n_context, dtype) + spread

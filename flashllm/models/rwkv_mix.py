@@ -14,6 +14,8 @@ import numpy as np
 
 from .rwkv_config import MIXED, RANKS
 
+SHIFTS = ("time_shift", "channel_shift")  # arrays of a state that Shift looks after
+
 
 class Shift:
     """What a layer remembers of the token before: the row `name` of its sequences' arrays."""
@@ -28,14 +30,23 @@ class Shift:
 
     def keep(self, x: np.ndarray) -> None:
         """Remember the last row of each sequence."""
-        for rows, last in self.of(x.shape[0]):
-            last[:] = x[rows.stop - 1]
+        for rows, one in self._state.spans(x.shape[0]):
+            one.arrays[self._name][self._layer] = x[rows.stop - 1]
+            for i in range(one.n_marked):
+                one.keep(self._name, self._layer, i, x[rows.start + i])
 
 
 def memories(state, layer: int, n_tokens: int) -> Iterator[tuple[slice, dict[str, np.ndarray]]]:
-    """(rows, the layer's arrays that take them in), sequence by sequence."""
+    """(rows, the layer's arrays that take them in), sequence by sequence; token by token where
+    the state is to remember what it held in between."""
     for rows, one in state.spans(n_tokens):
-        yield rows, {name: array[layer] for name, array in one.arrays.items()}
+        kept = {name: array[layer] for name, array in one.arrays.items()}
+        if not one.n_marked:
+            yield rows, kept
+        for i in range(one.n_marked):
+            yield slice(rows.start + i, rows.start + i + 1), kept
+            for name in kept.keys() - set(SHIFTS):
+                one.keep(name, layer, i, kept[name])
 
 
 class TimeMix(ABC):

@@ -52,6 +52,19 @@ class SequenceState(ABC):
         """Forget everything; memory stays."""
 
     @abstractmethod
+    def make_marks(self, n: int) -> None:
+        """Room to rewind into passes of up to n + 1 tokens."""
+
+    @abstractmethod
+    def mark(self, n_tokens: int) -> None:
+        """The next pass takes `n_tokens` of this sequence, and may be rewound into."""
+
+    @abstractmethod
+    def rewind(self, length: int) -> None:
+        """As it was when it held `length` tokens, one at least of the pass before which `mark` was
+        called; nothing was taken in since."""
+
+    @abstractmethod
     def holding(self, length: int) -> dict[str, np.ndarray]:
         """Views of what a state of `length` tokens consists of."""
 
@@ -103,6 +116,15 @@ class KVCache(SequenceState):
     def reset(self) -> None:
         self.length = 0
 
+    def make_marks(self, n: int) -> None:
+        """None: see `mark`."""
+
+    def mark(self, n_tokens: int) -> None:
+        """Positions after the length are never read: there is nothing to keep."""
+
+    def rewind(self, length: int) -> None:
+        self.length = length
+
     def holding(self, length: int) -> dict[str, np.ndarray]:
         return {"keys": self.keys[:, :, :length], "values": self.values[:, :, :length]}
 
@@ -130,7 +152,9 @@ class LatentCache(KVCache):
 class RecurrentState(SequenceState):
     """A state of constant size: named float32 arrays, one value of `empty` in each when empty.
 
-    `capacity` is a number that no sequence reaches; nothing is allocated for it.
+    `capacity` is a number that no sequence reaches; nothing is allocated for it.  There is no way
+    back from a token but a copy of what was there before: `n_marked` is the number of tokens of the
+    pass to come for which copies are kept, 0 for none.
     """
 
     def __init__(
@@ -138,6 +162,7 @@ class RecurrentState(SequenceState):
     ):
         self.arrays = {name: _own_pages(shape, np.float32) for name, shape in shapes.items()}
         self._empty = empty
+        self._marks: list[dict[str, np.ndarray]] = []
         self.capacity = capacity
         self.reset()
 
@@ -149,8 +174,33 @@ class RecurrentState(SequenceState):
     def n_bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
+    def make_marks(self, n: int) -> None:
+        """What the state holds after the last token of a pass is the state itself."""
+        shapes = {name: array.shape for name, array in self.arrays.items()}
+        self._marks = [
+            {name: _own_pages(shape, np.float32) for name, shape in shapes.items()}
+            for _ in range(n)
+        ]
+
+    def mark(self, n_tokens: int) -> None:
+        if n_tokens - 1 > len(self._marks):
+            raise AssertionError(f"a pass of {n_tokens} tokens and {len(self._marks)} marks")
+        self.n_marked = n_tokens
+
+    def keep(self, name: str, layer: int, i: int, values: np.ndarray) -> None:
+        """What the row `layer` of an array holds after token i of the pass that was marked."""
+        if i < self.n_marked - 1:
+            self._marks[i][name][layer] = values
+
+    def rewind(self, length: int) -> None:
+        last = self.n_marked - 1 - (self.length - length)  # token of the pass that is kept
+        if last < self.n_marked - 1:
+            for name, array in self.arrays.items():
+                np.copyto(array, self._marks[last][name])
+        self.length, self.n_marked = length, 0
+
     def reset(self) -> None:
-        self.length = 0
+        self.length = self.n_marked = 0
         for name, array in self.arrays.items():
             array.fill(self._empty.get(name, 0.0))
 
