@@ -28,9 +28,9 @@ from .engine.sampling import SamplingParams
 from .engine.snapshot import Snapshot
 from .engine.totals import Totals
 from .engine.turns import Turns
-from .errors import BudgetError, BusyError, ClosedError, UsageError
+from .errors import BusyError, ClosedError, UsageError
 from .governor import Governor, Source
-from .planning import Plan, needing_more, replan
+from .planning import Plan, replan
 from .predictors import Predictor
 from .probe.memory import automatic_budget
 from .settings import resolve
@@ -127,10 +127,10 @@ class LLM:
             self.floors = assembly.make_floors(parts)
             self.store.load(progress)
             self._engine = Engine(
-                parts.model, parts.store, parts.state, chunk=parts.plan.chunk, drafts=parts.drafts,
-                check=parts.check,
-            )  # fmt: skip
+                parts.model, parts.store, parts.state, drafts=parts.drafts, check=parts.check
+            )
             self._opened_plan, self._kv_dtype = self.plan, parts.kv_dtype
+            self._lending = assembly.Lending(parts)
             wanted = resolve("governor", governor).value
             if wanted:
                 self._governor = Governor(
@@ -424,6 +424,7 @@ class LLM:
             "ram_budget": self.ram_budget,
             "storage": self.choice.name,
             "kernels": self.kernels.name,
+            "prefill_chunk": self.plan.chunk,
             "speculate": str(self._engine.drafts),
             "sequences": 1,
             "sequences_limit": None,
@@ -431,8 +432,44 @@ class LLM:
 
     def _deltas(self, request: Request) -> Iterator[Delta]:
         with self._exclusive():
-            self._request_now = request
-            yield from self._stepped(request.run())
+            yield from self._run_one(request)
+
+    def _run_one(self, request: Request) -> Iterator[Delta]:
+        self._request_now = request
+        with closing(self._stepped(request.run())) as steps:
+            with self._wide_passes(request):
+                first = next(steps, None)  # all of the prompt, and a token
+            if first is not None:
+                yield first
+                yield from steps
+
+    @contextmanager
+    def _wide_passes(self, request: Request) -> Iterator[None]:
+        """Meanwhile a long prompt takes fewer passes over streamed weights, in memory that kept
+        weights give up."""
+        opened, n_ids = self._opened_plan, request.ids.size
+        wide, plan = self._lending.widest(opened, self.plan, n_ids)
+        if plan is None:
+            yield
+            return
+        with self._lent(plan), self.model.wider(wide):
+            request.note(prefill_chunk=wide)
+            yield
+
+    @contextmanager
+    def _lent(self, plan: Plan) -> Iterator[None]:
+        """Meanwhile the engine is one that was opened with `plan`: kept weights give way."""
+        opened = self._opened_plan
+        try:
+            self._reopen(plan)
+            yield
+        except BaseException:
+            # The traceback may hold what was lent: kept weights stay small until they are asked
+            # for again, by the next loan or `resize`.
+            self._opened_plan = opened
+            raise
+        with suppress(ClosedError):
+            self._reopen(opened)
 
     def _stepped(self, steps: Iterator[Any]) -> Iterator[Any]:
         """A turn for each of the steps; after close() they are told that they are cancelled."""
@@ -450,53 +487,21 @@ class LLM:
         """As many together as fit, in order; the last one leaves its state to `save_state`."""
         with self._exclusive():
             while requests:
-                n, limit = self._fitting(requests)
+                opened, budget = self._opened_plan, self.ram_budget
+                n, limit = self._lending.fitting(opened, budget, requests)
                 group, requests = requests[:n], requests[n:]
-                self._request_now = group[0]
                 for request in group:
                     request.note(sequences=n, sequences_limit=limit)
                 if n == 1:
-                    for _ in self._stepped(group[0].run()):
+                    for _ in self._run_one(group[0]):
                         pass
                 else:
                     self._run_group(group)
 
-    def _fitting(self, requests: list[Request]) -> tuple[int, str | None]:
-        """How many of these can run together now, and the setting that stands against more."""
-        if self.model.approximation is not None:
-            return 1, "mode" if len(requests) > 1 else None
-        most = min(len(requests), self._engine.chunk)
-        limit = "prefill_chunk" if most < len(requests) else None
-        for n in range(most, 1, -1):
-            try:
-                replan(self._with_group(requests[:n]), self.ram_budget)
-            except BudgetError:
-                limit = "ram_budget"
-            else:
-                return n, limit
-        return 1, limit
-
-    def _with_group(self, requests: list[Request]) -> Plan:
-        """The opened plan with what a group takes: a state for each but the last, which has the
-        engine's own."""
-        states = [self.model.state_bytes(self.config, request.n_positions, self._kv_dtype)
-                  for request in requests[:-1]]  # fmt: skip
-        n_bytes = sum(states) + Group.logit_bytes(len(requests), self.vocab_size)
-        return needing_more(self._opened_plan, "states of a list of prompts", n_bytes,
-                            note=f"{len(requests)} sequences")  # fmt: skip
-
     def _run_group(self, requests: list[Request]) -> None:
-        opened = self._opened_plan
-        self._reopen(self._with_group(requests))
-        try:
+        self._request_now = requests[0]
+        with self._lent(self._lending.with_states(self._opened_plan, requests)):
             self._share_passes(requests)
-        except BaseException:
-            # The traceback may hold the states: kept weights stay small until they are asked for
-            # again, by the next list or `resize`.
-            self._opened_plan = opened
-            raise
-        with suppress(ClosedError):
-            self._reopen(opened)
 
     def _share_passes(self, requests: list[Request]) -> None:
         states = [

@@ -6,23 +6,32 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+from contextlib import closing
 
 import numpy as np
 import pytest
+from flashllm.calibration.factors import InputFactors
+from flashllm.calibration.spool import Spool
+from flashllm.calibration.tasks import Option
 
 from flashllm import LLM
-from flashllm.calibration import low_bit, statistics
+from flashllm.calibration import low_bit, low_rank, odds, statistics
 from flashllm.calibration.fitting import fit
-from flashllm.calibration.low_rank import reduced_rank
-from flashllm.calibration.solving import LayerTask, Solved, choose
-from flashllm.calibration.statistics import roles_of
+from flashllm.calibration.solving import choose
+from flashllm.calibration.statistics import LayerStatistics, roles_of
 from flashllm.cli.main import main
 from flashllm.container import open_container
-from flashllm.errors import BudgetError, FitMismatchError, UnsupportedError, UsageError
+from flashllm.errors import (
+    BudgetError,
+    ConversionError,
+    FitMismatchError,
+    UnsupportedError,
+    UsageError,
+)
 from flashllm.predictors import open_fit
 from flashllm.units import MIB
 
-from . import capped, fits, tiny
+from . import capped, tiny
 
 TEXT = ("once upon a time there was a fox. the fox was old, and it was happy! but the moon "
         "was cold, and no one came.\n") * 12  # fmt: skip
@@ -39,34 +48,76 @@ def inputs(n=4000, hidden=12, seed=0):
     return x - x.mean(axis=0), random.standard_normal((30, hidden))
 
 
+def closed_form(x, w, rank, *, damping=1e-9, weighted=True, parts=(0,)):
+    """(A, B) from covariance and W in blocks that begin at `parts`."""
+
+    def blocks():
+        for first, stop in zip(parts, (*parts[1:], len(w)), strict=True):
+            yield first, w[first:stop].astype(np.float32)
+
+    factors = InputFactors(x.T @ x / len(x), damping=damping)
+    found = low_rank.directions(blocks, factors, rank, weighted=weighted)
+    return low_rank.bottleneck(blocks, len(w), factors, found)
+
+
+@pytest.mark.parametrize("hidden", [5, 128, 131, 300])
+def test_the_covariance_is_factored_in_place(hidden):
+    random = np.random.default_rng(hidden)
+    x = random.standard_normal((400, hidden)) * np.geomspace(1, 0.1, hidden)
+    covariance = (x.T @ x / 400).astype(np.float32)
+    factors = InputFactors(covariance, damping=1e-6)
+    ordered = covariance[np.ix_(factors.order, factors.order)]
+    assert (np.diff(np.diag(ordered)) <= 0).all()
+    assert not np.tril(factors.root, -1).any() and not np.tril(factors.inverse, -1).any()
+    assert np.allclose(factors.root @ factors.root.T, ordered, atol=1e-5)
+    assert np.allclose(factors.inverse @ factors.root, np.eye(hidden), atol=2e-3)
+
+
 @pytest.mark.parametrize("rank", [1, 3, 7, 12])
 def test_no_matrix_of_that_rank_is_nearer(rank):
     x, w = inputs()
     y = x @ w.T
-    a, b = reduced_rank(lambda: iter([(0, w[:11]), (11, w[11:])]), len(w), x.T @ x / len(x), rank,
-                        weighted=False)  # fmt: skip
+    a, b = closed_form(x, w, rank, weighted=False, parts=(0, 11))
     ours = np.square(y - x @ a.T.astype(float) @ b.T).sum()
     # Brute force: regress, then keep the best directions of what was fitted (Izenman, 1975).
     sizes = np.linalg.svd(x @ np.linalg.lstsq(x, y, rcond=None)[0], compute_uv=False)
     best = np.square(sizes[rank:]).sum()
-    assert ours <= best * (1 + 1e-4) + 1e-6 * np.square(y).sum()
-    assert ours >= best * (1 - 1e-4) - 1e-6 * np.square(y).sum()
+    assert ours <= best * (1 + 1e-3) + 1e-6 * np.square(y).sum()
+    assert ours >= best * (1 - 1e-3) - 1e-6 * np.square(y).sum()
 
 
 def test_leading_parts_are_the_best_of_their_rank():
     x, w = inputs()
-    covariance = x.T @ x / len(x)
-    a, b = reduced_rank(lambda: iter([(0, w)]), len(w), covariance, 8)
-    few_a, few_b = reduced_rank(lambda: iter([(0, w)]), len(w), covariance, 3)
+    a, b = closed_form(x, w, 8)
+    few_a, few_b = closed_form(x, w, 3)
     assert np.allclose(b[:, :3] @ a[:3], few_b @ few_a, atol=1e-4)
 
 
-def test_directions_that_inputs_do_not_take_are_left_out():
+def test_the_first_directions_are_found_without_the_rest():
+    random = np.random.default_rng(3)
+    axes = np.linalg.qr(random.standard_normal((200, 200)))[0]
+    sizes = np.concatenate([np.geomspace(10, 1, 20), np.full(180, 0.05)])
+    gram = (axes * sizes) @ axes.T
+    found = low_rank._leading(gram.astype(np.float32), 20)
+    assert np.allclose(np.abs(np.diag(found.T @ axes[:, :20])), 1, atol=1e-2)
+
+
+def test_directions_that_inputs_do_not_take_do_no_harm():
     x, w = inputs()
     x[:, 5] = x[:, 2]
-    a, b = reduced_rank(lambda: iter([(0, w)]), len(w), x.T @ x / len(x), 12)
-    assert len(a) == 11 and np.isfinite(a).all()
-    assert np.abs(x @ w.T - x @ a.T @ b.T).max() < 1e-2
+    a, b = closed_form(x, w, 12, damping=1e-6)
+    assert np.isfinite(a).all() and np.abs(x @ w.T - x @ a.T @ b.T).max() < 2e-2
+
+
+def test_what_a_bottleneck_misses_is_what_was_said():
+    x, w = inputs()
+    factors = InputFactors(x.T @ x / len(x), damping=1e-9)
+    found = low_rank.directions(lambda: iter([(0, w)]), factors, 8)
+    left = low_rank.left_over(lambda: iter([(0, w)]), len(w), factors, found, [2, 8])
+    a, b = low_rank.bottleneck(lambda: iter([(0, w)]), len(w), factors, found)
+    for i, rank in enumerate((2, 8)):
+        missed = np.square(x @ w.T - x @ a[:rank].T @ b[:, :rank].T).mean(axis=0)
+        assert np.allclose(left[i], missed / np.square(x @ w.T).mean(axis=0), atol=1e-4)
 
 
 # ---------------------------------------------------------------------------- rounding and bits
@@ -76,9 +127,9 @@ def test_directions_that_inputs_do_not_take_are_left_out():
 def test_rounding_with_feedback_beats_rounding_to_the_nearest(bits):
     x, w = inputs(hidden=40)
     w = w.astype(np.float32)
-    codes, steps = low_bit.Rounding(x.T @ x / len(x)).codes(w, (bits,))
+    codes, steps = low_bit.rounded(InputFactors(x.T @ x / len(x)), w, np.full(len(w), bits))
     assert codes.max() < 2**bits
-    step = steps[0][:, None]
+    step = steps[:, None]
     nearest = np.clip(np.rint(w / step + (2**bits - 1) / 2), 0, 2**bits - 1)
 
     def left(c):
@@ -87,31 +138,57 @@ def test_rounding_with_feedback_beats_rounding_to_the_nearest(bits):
         slope = (raw * y).sum(axis=0) / (raw * raw).sum(axis=0)
         return np.sqrt(np.square(y - raw * slope).mean())
 
-    assert left(codes[0]) < 0.8 * left(nearest)
+    assert left(codes) < 0.8 * left(nearest)
 
 
-def scored(n_rows=50, n_tokens=3000, seed=0):
-    """Tables of rows whose scores get better with their choice; some rows hardly ever fire."""
+def test_rows_are_rounded_each_in_its_own_bits():
+    x, w = inputs(hidden=70)
+    factors, w = InputFactors(x.T @ x / len(x)), w.astype(np.float32)
+    bits = np.arange(len(w)) % 5 + 1
+    codes, steps = low_bit.rounded(factors, w, bits)
+    for b in range(1, 6):
+        alone, step = low_bit.rounded(factors, w[bits == b], bits[bits == b])
+        assert (codes[bits == b] == alone).all() and (steps[bits == b] == step).all()
+
+
+def neurons(n_rows=50, n_tokens=3000, seed=0):
+    """What is decided; some rows hardly ever fire."""
     random = np.random.default_rng(seed)
-    truth = random.standard_normal((n_tokens, n_rows)) - np.linspace(1, 3, n_rows)
-    active = truth > 0
-    tables = low_bit.Tables(n_rows, 4)
-    for choice, noise in ((1, 1.0), (2, 0.3), (3, 0.1)):
-        guess = truth + noise * random.standard_normal(truth.shape)
-        tables.count(0, choice, guess / noise, active)
-    return tables, active
+    decided = random.standard_normal((n_tokens, n_rows)) - np.linspace(1, 3, n_rows)
+    truth = odds.Truth.empty(n_tokens, n_rows)
+    truth.count(0, decided.astype(np.float32))
+    return truth, decided
 
 
-def test_tables_count_misses_and_false_alarms():
+def scored():
+    """Tables of rows whose copies get better with their choice."""
+    truth, decided = neurons()
+    return low_bit.Tables(truth, [0.7, 0.3, 0.1]), decided > 0
+
+
+@pytest.mark.parametrize("ratio", [0.6, 0.25, 0.08])
+def test_what_is_foretold_comes_true(ratio):
+    """A copy with that error is made and counted."""
+    truth, decided = neurons(n_tokens=20_000)
     random = np.random.default_rng(1)
-    scores, active = random.standard_normal((200, 3)) * 4, random.random((200, 3)) < 0.3
-    tables = low_bit.Tables(5, 2)
-    tables.count(2, 1, scores, active)
-    for k in (0, 7, len(low_bit.GRID) - 1):
-        above = scores > low_bit.GRID[k]
-        assert (tables.false[2:, 1, k] == (above & ~active).sum(axis=0)).all()
-        assert (tables.missed[2:, 1, k] == (~above & active).sum(axis=0)).all()
-    assert not tables.false[:2].any() and not tables.missed[:, 0].any()
+    # What regression leaves is uncorrelated with the copy, not with the truth.
+    centred = decided - decided.mean(axis=0)
+    noise = ratio * (1 - ratio**2) ** 0.5 * random.standard_normal(decided.shape)
+    copy = (1 - ratio**2) * centred + noise + decided.mean(axis=0)
+    missed, false = odds.foretell(truth, ratio)
+    for k in (16, 24, 30, 34):
+        above, active = copy / ratio > odds.GRID[k], decided > 0
+        for told, seen in ((missed, ~above & active), (false, above & ~active)):
+            assert told[:, k].sum() == pytest.approx(seen.sum(), rel=0.1, abs=60)
+    many = odds.sums(truth, np.full(50, ratio))
+    assert np.allclose(many[1], false.sum(axis=0), rtol=0.2, atol=50)
+
+
+def test_the_truth_is_counted_in_bins():
+    truth = odds.Truth.empty(5, 3)
+    truth.count(1, np.array([[-1, 0], [-1, 0], [0, 0], [1, 0], [1, 2]], np.float32))
+    assert truth.active().tolist() == [0, 2, 1] and truth.counts.sum() == 10
+    assert truth.mean[1] == 0 and truth.deviation[1] == pytest.approx(0.894, abs=1e-3)
 
 
 @pytest.mark.parametrize("budget", [400, 900, 2000])
@@ -145,7 +222,7 @@ def test_memory_that_saves_too_little_is_not_used():
 
 
 def solved(cost, n_bytes):
-    return Solved(fits.low_bit()[0], b"", n_bytes, 0.0, cost)
+    return Option("low_bit", 50, n_bytes, cost, 0.5, (1, "int8"))
 
 
 def test_layers_share_a_budget_by_what_it_saves():
@@ -168,11 +245,37 @@ def test_roles_are_apart_and_every_one_is_served():
     assert set(roles_of(windows[:3])) == {0, 1, 2}
 
 
-@pytest.mark.parametrize("n", [1, 38, 1536, 2800, 5632, 15360])
-def test_blocks_begin_at_whole_bytes_of_bits(n):
-    task = LayerTask(0, n, 4, 8, lambda first, stop: np.zeros((stop - first, 4)), None)
-    starts = [first for first, _ in task.blocks()]
-    assert starts[0] == 0 and all(first % 8 == 0 for first in starts)
+def test_statistics_wait_on_disk_and_come_back(tmp_path, monkeypatch):
+    monkeypatch.setattr("flashllm.calibration.spool.FLUSH_BYTES", 200)
+    random = np.random.default_rng(0)
+    x, decided = random.standard_normal((90, 7)), random.standard_normal((90, 19))
+    tokens = {statistics.FITTED: 40, statistics.THRESHOLDS: 30, statistics.MEASURE: 20}
+    with closing(Spool(tmp_path)) as spool:
+        both = [LayerStatistics(spool, 7, 19, tokens) for _ in range(2)]
+        assert list(tmp_path.iterdir()) == []
+        for one, sign in zip(both, (1, -1), strict=True):
+            one.begin()
+            at = 0
+            for role, n in tokens.items():
+                for first in range(at, at + n, 8):
+                    where = slice(first, min(first + 8, at + n))
+                    one.add(role, sign * x[where].astype(np.float32), sign * decided[where])
+                at += n
+            one.end()
+        for one, sign in zip(both, (1, -1), strict=True):
+            assert np.allclose(one.covariance(), np.cov(x[:40].T, bias=True), atol=1e-5)
+            assert np.array_equal(one.counts, (sign * decided[:40] > 0).sum(axis=0))
+            sample = one.samples[statistics.THRESHOLDS]
+            assert np.allclose(sample.x(), sign * x[40:70], atol=2e-3)
+            assert np.array_equal(sample.active(5, 99), sign * decided[45:70] > 0)
+            assert one.used() == pytest.approx((sign * decided[:40] > 0).sum() / 40)
+
+
+def test_a_disk_without_room_is_refused(tmp_path):
+    with closing(Spool(tmp_path)) as spool:
+        spool.reserve(2**60)
+        with pytest.raises(ConversionError, match="on this disk"):
+            spool.require_room()
 
 
 # ------------------------------------------------------------------------------- a tiny model

@@ -118,7 +118,10 @@ def expected_scores(kind, made, x):
         return b @ (a @ x) + bias
     scores = np.full(N, -np.inf)
     for part in made[2]:
-        levels = 2.0 * part.codes - 2**part.planes + 1
+        bits = np.unpackbits(part.packed, axis=1, bitorder="little")
+        bits = bits.reshape(len(part.ids), part.planes, -1)[:, :, : len(x)]
+        codes = np.einsum("rpc,p->rc", bits.astype(float), 2.0 ** np.arange(part.planes))
+        levels = 2.0 * codes - 2**part.planes + 1
         scores[part.ids] = part.scale * (levels @ x) + part.bias
     return scores
 

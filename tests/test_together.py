@@ -8,13 +8,16 @@ import numpy as np
 import pytest
 
 from flashllm import LLM, SamplingParams, assembly, convert
+from flashllm.assembly.lending import Lending
+from flashllm.conversion.enlarge import inflate
 from flashllm.engine.group import packed
-from flashllm.errors import UsageError
+from flashllm.errors import BudgetError, UsageError
 from flashllm.offload import WeightStore
+from flashllm.planning import needing_more
 from flashllm.units import KIB, MIB
 
 from .rwkv_models import exported, official, written
-from .tiny import container
+from .tiny import GOLDEN, container
 
 BUDGET = "2GiB"
 # Prompts that end in different passes, one longer than a chunk, two with the same first tokens.
@@ -141,15 +144,22 @@ def test_the_last_prompt_leaves_its_state(small):
     assert [r.tokens for r in on] == [r.tokens for r in whole]
 
 
-def test_states_are_in_the_ledger_while_they_live(tmp_path):
+def floor_of(path, monkeypatch, **settings) -> int:
+    """The least budget, of a process that is always of one size."""
+    monkeypatch.setattr(assembly.opening, "interpreter_bytes", lambda: 32 * MIB)
+    with pytest.raises(BudgetError) as refusal:
+        LLM(str(path), ram_budget=1, **settings)
+    return refusal.value.floor_bytes
+
+
+def test_states_are_in_the_ledger_while_they_live(tmp_path, monkeypatch):
     """As many sequences as the budget has room for; kept weights give way, and come back."""
     path = container(tmp_path, "qwen3", tokenizer=False)
     ledgers = []
-    with LLM(str(path), ram_budget=BUDGET, n_context=16) as llm:
-        floor = assembly.open_floor(llm.plan)
-    with LLM(str(path), ram_budget=floor + MIB, n_context=16,
-             progress=lambda *_: ledgers.append(llm.plan.ledger.lines())) as llm:  # fmt: skip
-        resident, ledgers[:] = llm.plan.resident, []
+    floor = floor_of(path, monkeypatch, n_context=16)
+    with LLM(str(path), ram_budget=floor + MIB, n_context=16) as llm:
+        llm._progress = lambda *_: ledgers.append(llm.plan.ledger.lines())
+        resident = llm.plan.resident
         each = llm.model.state_bytes(llm.config, 16, llm._kv_dtype)
         results = llm.generate([[k % 60] for k in range(70)], max_tokens=40, temperature=0)
         for result in results:
@@ -166,21 +176,15 @@ def test_what_stands_against_more_is_said(small, monkeypatch):
         results = llm.generate(PROMPTS, max_tokens=2)
         assert [r.flash["sequences"] for r in results] == [2, 2, 2, 2, 1]
         assert results[0].flash["sequences_limit"] == "prefill_chunk"
-        fitting = llm._with_group
-        monkeypatch.setattr(llm, "_with_group", lambda some: dataclasses.replace(
-            fitting(some), ledger=huge_ledger(fitting(some)) if len(some) > 1 else llm.plan.ledger
+        with_states = Lending.with_states
+        monkeypatch.setattr(Lending, "with_states", lambda self, opened, some: needing_more(
+            with_states(self, opened, some), "more than there is", 2**40
         ))  # fmt: skip
         results = llm.generate(PROMPTS[:2], max_tokens=2)
         assert [r.flash["sequences"] for r in results] == [1, 1]
         assert results[0].flash["sequences_limit"] == "ram_budget"
         with pytest.raises(UsageError, match="2 params for 3 prompts"):
             llm.generate(PROMPTS[:3], [params(0), params(1)])
-
-
-def huge_ledger(plan):
-    from flashllm.planning import needing_more
-
-    return needing_more(plan, "more than there is", 2**40).ledger
 
 
 def test_a_list_is_cancelled_as_a_whole(small):
@@ -213,3 +217,29 @@ def test_packing_covers_every_prompt_in_order(room):
     assert seen == [list(range(n)) for n in lengths]
     assert len(passes) == -(-sum(lengths) // room)
     assert np.all(np.diff([k for parts in passes for k, *_ in parts]) >= 0)
+
+
+def test_a_long_prompt_takes_fewer_passes(tmp_path, monkeypatch):
+    """Kept weights make room for wide passes, the ledger says so, and they come back."""
+    path, seen = tmp_path / "m.flash", []
+    inflate(GOLDEN / "llama-mha", path, size_bytes=8 * MIB, quant="int8", codec="raw")
+    prompt = [int(i) for i in np.random.default_rng(0).integers(0, 60, 55)]
+    settings = dict(max_tokens=4, temperature=0, ignore_eos=True, logprobs=3)
+    with LLM(str(path), ram_budget=BUDGET) as llm:
+        expected = llm.generate(prompt, **settings)
+        assert expected.flash["prefill_chunk"] == llm.plan.chunk
+    floor = floor_of(path, monkeypatch)
+    with LLM(str(path), ram_budget=floor + 2 * MIB, debug=True) as llm:
+        llm._progress, before = lambda *_: seen.append(llm.plan.ledger.lines()), llm.plan
+        result = llm.generate(prompt, **settings)
+        assert said(result) == said(expected)
+        assert before.chunk < result.flash["prefill_chunk"] <= 55
+        assert all("scratch of a long prompt" in lines for lines in seen) and seen
+        assert llm.plan.resident == before.resident and llm.model.max_tokens == before.chunk
+        assert llm.plan.ledger.lines() == before.ledger.lines()
+        bytes_wide = result.flash["bytes_read"] - result.flash["decode_bytes_read"]
+    with LLM(str(path), ram_budget=floor + 2 * MIB, prefill_chunk=before.chunk) as llm:
+        narrow = llm.generate(prompt, **settings)
+        assert said(narrow) == said(expected)
+        assert narrow.flash["prefill_chunk"] == before.chunk
+        assert bytes_wide < narrow.flash["bytes_read"] - narrow.flash["decode_bytes_read"]

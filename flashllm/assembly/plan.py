@@ -11,7 +11,6 @@ import numpy as np
 from ..cache.ledger import THREAD_BYTES
 from ..container import Container
 from ..errors import BudgetError, UsageError
-from ..models.scratch import Scratch
 from ..offload import store_costs
 from ..planning import (
     GROWTH_BYTES,
@@ -48,8 +47,6 @@ def make_plan(
     `backend` reads the file: the one that was asked for, or until one is chosen `direct`.
     Predictors are always in memory.  Of what they name deciding rows are as good as bundles.
     """
-    widths = model_class.scratch_widths(config)
-    widest = model_class.widest_input(config)
     dtype = kv_dtype(wishes, container)
     acquired = acquired_planes(container, predicted)
     costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES, sparse=acquired)
@@ -60,8 +57,7 @@ def make_plan(
         return model_class.context_bytes(config, n, dtype, kernels)
 
     def chunk_bytes(n: int) -> int:
-        return (Scratch.bytes_needed(widths, n) + kernels.activation_bytes(n, widest)
-                + n * embed.stride + 4 * config.hidden_size * n)  # fmt: skip
+        return model_class.chunk_bytes(config, n, kernels, embed.stride)
 
     if backend is None:
         backend = wishes.storage if wishes.storage in STORAGES else "direct"

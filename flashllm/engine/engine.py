@@ -24,16 +24,14 @@ class Engine:
     """Runs a model token by token or chunk by chunk; one sequence at a time, or a group's
     (group.py) step by step.
 
-    `chunk` is the most prompt tokens that share a pass over the weights, `drafts` what may be
-    guessed (speculation.py).  `check` (debug) is called after every step.
+    `drafts` is what may be guessed (speculation.py).  `check` (debug) is called after every step.
     """
 
     def __init__(
-        self, model, store, state, *, chunk: int, drafts: Drafts = NO_DRAFTS,
+        self, model, store, state, *, drafts: Drafts = NO_DRAFTS,
         check: Callable[[], None] | None = None,
     ):  # fmt: skip
         self.model, self.store, self.state = model, store, state
-        self.chunk = max(1, min(chunk, model.max_tokens))
         self.check = check
         self.drafts = replace(drafts, most=min(drafts.most, self.chunk - 1))
         self.rows = np.zeros((1 + self.drafts.most, model.config.vocab_size), np.float32)
@@ -41,6 +39,11 @@ class Engine:
         state.make_marks(self.drafts.most)
         self.pending: tuple[int, ...] = ()  # said in this sequence, and not taken in
         self.orders = {head: model.order(with_head=head) for head in (False, True)}
+
+    @property
+    def chunk(self) -> int:
+        """The most prompt tokens that share a pass over the weights."""
+        return self.model.max_tokens
 
     def reset(
         self, snapshot: Snapshot | None = None, state: SequenceState | None = None

@@ -6,7 +6,21 @@ contiguous rows whatever the number of tokens in this chunk.
 
 from __future__ import annotations
 
+import mmap
+
 import numpy as np
+
+
+def own_pages(shape: tuple[int, ...], dtype: np.dtype, value: float = 0.0) -> np.ndarray:
+    """An array all of whose pages are charged now, not in mid-sentence, and go back to the kernel
+    when it is dropped: what malloc frees it may keep."""
+    n = int(np.prod(shape))
+    if n == 0:
+        return np.empty(shape, dtype)
+    pages = mmap.mmap(-1, n * np.dtype(dtype).itemsize)
+    array = np.frombuffer(pages, dtype, n).reshape(shape)
+    array.fill(value)
+    return array
 
 
 class Scratch:
@@ -15,9 +29,7 @@ class Scratch:
     def __init__(self, widths: dict[str, int], max_tokens: int):
         self.max_tokens = max_tokens
         self._widths = dict(widths)
-        self._flat = {name: np.zeros(n * max_tokens, np.float32) for name, n in widths.items()}
-        for buffer in self._flat.values():
-            buffer.fill(0)  # touch: what the ledger counts is charged now, not in mid-sentence
+        self._flat = {name: own_pages((n * max_tokens,), np.float32) for name, n in widths.items()}
 
     @staticmethod
     def bytes_needed(widths: dict[str, int], max_tokens: int) -> int:

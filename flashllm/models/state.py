@@ -7,25 +7,13 @@ A pass asks whose its rows are, because it may be over tokens of several sequenc
 
 from __future__ import annotations
 
-import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
-
-
-def _own_pages(shape: tuple[int, ...], dtype: np.dtype, value: float = 0.0) -> np.ndarray:
-    """An array all of whose pages are charged now, not in mid-sentence, and go back to the kernel
-    when it is dropped: what malloc frees it may keep."""
-    n = int(np.prod(shape))
-    if n == 0:
-        return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, n * np.dtype(dtype).itemsize)
-    array = np.frombuffer(pages, dtype, n).reshape(shape)
-    array.fill(value)
-    return array
+from .scratch import own_pages
 
 
 class SequenceState(ABC):
@@ -92,8 +80,8 @@ class KVCache(SequenceState):
         self, *, n_layers: int, n_kv_heads: int, head_dim: int, n_context: int, dtype: np.dtype
     ):
         shape = (n_layers, n_kv_heads, n_context, head_dim)
-        self.keys = _own_pages(shape, dtype)
-        self.values = _own_pages(shape, dtype)
+        self.keys = own_pages(shape, dtype)
+        self.values = own_pages(shape, dtype)
         self.capacity = n_context
         self.length = 0
 
@@ -133,7 +121,7 @@ class LatentCache(KVCache):
     """One array serves as keys and as values, of one head that all query heads share."""
 
     def __init__(self, *, n_layers: int, width: int, n_context: int, dtype: np.dtype):
-        self.keys = self.values = _own_pages((n_layers, 1, n_context, width), dtype)
+        self.keys = self.values = own_pages((n_layers, 1, n_context, width), dtype)
         self.capacity = n_context
         self.length = 0
 
@@ -160,7 +148,7 @@ class RecurrentState(SequenceState):
     def __init__(
         self, shapes: dict[str, tuple[int, ...]], *, empty: dict[str, float], capacity: int
     ):
-        self.arrays = {name: _own_pages(shape, np.float32) for name, shape in shapes.items()}
+        self.arrays = {name: own_pages(shape, np.float32) for name, shape in shapes.items()}
         self._empty = empty
         self._marks: list[dict[str, np.ndarray]] = []
         self.capacity = capacity
@@ -178,7 +166,7 @@ class RecurrentState(SequenceState):
         """What the state holds after the last token of a pass is the state itself."""
         shapes = {name: array.shape for name, array in self.arrays.items()}
         self._marks = [
-            {name: _own_pages(shape, np.float32) for name, shape in shapes.items()}
+            {name: own_pages(shape, np.float32) for name, shape in shapes.items()}
             for _ in range(n)
         ]
 
