@@ -55,17 +55,17 @@ class Cell:
 PARTS = {
     "together": {
         "1 prompt": Cell(STORIES[:1]),
-        "2 prompts": Cell(STORIES[:2]),
         "8 prompts": Cell(STORIES),
     },
     "drafts": {
         f"{text}, {drafts}": Cell((prompt,), ("--speculate", drafts))
         for text, prompt in (("told twice", TWICE), ("a story", STORIES[0]))
-        for drafts in ("off", "auto", "4")
+        for drafts in (("off", "auto", "4") if text == "told twice" else ("off", "auto"))
     },
     "prefill": {
         "resident": Cell((LONG,), cap="130%"),
         "at the cap": Cell((LONG,)),
+        "at the cap, 64 tokens a pass": Cell((LONG,), ("--prefill-chunk", "64")),
     },
 }
 
@@ -113,6 +113,7 @@ def main() -> int:
     parser.add_argument("--cap", default="50%")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--only", default="", help="cells that begin so")
     parser.add_argument("--more", action="store_true", help="add repeats to the card")
     parser.add_argument("--out", type=Path, required=True, help="card without suffix")
     args = parser.parse_args()
@@ -126,7 +127,8 @@ def main() -> int:
         for model in args.models:
             runs = card["runs"].setdefault(model.stem, [])
             runs.append({})
-            for name, cell in PARTS[args.part].items():
+            cells = {n: c for n, c in PARTS[args.part].items() if n.startswith(args.only)}
+            for name, cell in cells.items():
                 runs[-1][name] = run(model, cell, args.cap, args.tokens)
                 print(model.stem, name, runs[-1][name].get("tokens_per_s"), flush=True)
         path.write_text(json.dumps(card, indent=1) + "\n")
@@ -139,7 +141,8 @@ def agree(repeat: dict, part: str) -> bool:
     """Whether cells of one text said the same: sequence by sequence, draft by draft."""
     said: dict[str, list[int]] = {}
     for name, cell in PARTS[part].items():
-        for prompt, tokens in zip(cell.prompts, repeat[name].get("tokens", ()), strict=False):
+        told = repeat.get(name, {}).get("tokens", ())
+        for prompt, tokens in zip(cell.prompts, told, strict=False):
             if said.setdefault(prompt, tokens) != tokens:
                 return False
     return True
@@ -160,9 +163,10 @@ def table(card: dict) -> str:
     for model, repeats in card["runs"].items():
         for name, cell in PARTS[part].items():
             base = next(n for n, c in PARTS[part].items() if c.prompts[0] == cell.prompts[0])
-            done = [(r[name], r[base]) for r in repeats if speed in r[name] and speed in r[base]]
+            pairs = [(r[name], r[base]) for r in repeats if name in r and base in r]
+            done = [(one, other) for one, other in pairs if speed in one and speed in other]
             if not done:
-                lines.append(f"| {model} | {name} | failed |")
+                lines += [f"| {model} | {name} | failed |"] if pairs else []
                 continue
             rows = [row for row, _ in done]
             ratio = statistics.median(row[speed] / other[speed] for row, other in done)
