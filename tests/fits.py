@@ -7,7 +7,13 @@ from pathlib import Path
 import numpy as np
 
 from flashllm.calibration.fit_writer import FitWriter
-from flashllm.calibration.sections import BitRows, low_bit_form, low_bit_section, low_rank_section
+from flashllm.calibration.sections import (
+    BitRows,
+    low_bit_form,
+    low_bit_section,
+    low_rank_section,
+    pack_planes,
+)
 from flashllm.predictors.header import Header
 from flashllm.predictors.scores import FittedLayer
 
@@ -39,7 +45,7 @@ def low_bit(number=2, *, unit=1, seed=0):
     for planes, count in ((1, 9), (2, 12), (4, 8)):
         parts.append(BitRows(
             planes, np.sort(order[at : at + count]),
-            random.integers(0, 2**planes, (count, HIDDEN)).astype(np.uint8),
+            pack_planes(random.integers(0, 2**planes, (count, HIDDEN)).astype(np.uint8), planes),
             random.uniform(0.1, 1, count) / 2**planes, random.standard_normal(count),
         ))  # fmt: skip
         at += count

@@ -10,15 +10,15 @@ from contextlib import closing
 
 import numpy as np
 import pytest
-from flashllm.calibration.factors import InputFactors
-from flashllm.calibration.spool import Spool
-from flashllm.calibration.tasks import Option
 
 from flashllm import LLM
 from flashllm.calibration import low_bit, low_rank, odds, statistics
+from flashllm.calibration.factors import InputFactors
 from flashllm.calibration.fitting import fit
 from flashllm.calibration.solving import choose
+from flashllm.calibration.spool import Spool
 from flashllm.calibration.statistics import LayerStatistics, roles_of
+from flashllm.calibration.tasks import Option
 from flashllm.cli.main import main
 from flashllm.container import open_container
 from flashllm.errors import (
@@ -254,16 +254,15 @@ def test_statistics_wait_on_disk_and_come_back(tmp_path, monkeypatch):
         both = [LayerStatistics(spool, 7, 19, tokens) for _ in range(2)]
         assert list(tmp_path.iterdir()) == []
         for one, sign in zip(both, (1, -1), strict=True):
-            one.begin()
             at = 0
             for role, n in tokens.items():
                 for first in range(at, at + n, 8):
                     where = slice(first, min(first + 8, at + n))
                     one.add(role, sign * x[where].astype(np.float32), sign * decided[where])
                 at += n
-            one.end()
         for one, sign in zip(both, (1, -1), strict=True):
-            assert np.allclose(one.covariance(), np.cov(x[:40].T, bias=True), atol=1e-5)
+            assert np.allclose(one.covariance(), np.cov(x[:40].T, bias=True), atol=5e-3)
+            assert np.allclose(one.inputs(), sign * x[:40], atol=2e-3)
             assert np.array_equal(one.counts, (sign * decided[:40] > 0).sum(axis=0))
             sample = one.samples[statistics.THRESHOLDS]
             assert np.allclose(sample.x(), sign * x[40:70], atol=2e-3)
@@ -330,19 +329,16 @@ def test_what_is_reported_is_what_the_predictors_do(fitted):
         assert one.layer.recall[one.layer.thresholds.index(max(one.layer.thresholds))] < 0.9
 
 
-def test_one_layer_at_a_time_gives_the_same_file(model, tmp_path, monkeypatch):
-    from flashllm.calibration import fitting
-
-    digests = []
-    for most in (8, 1):
-        monkeypatch.setattr(fitting, "_groups", lambda tasks, *a, most=most, **k: [
-            tasks[i : i + most] for i in range(0, len(tasks), most)])  # fmt: skip
-        out = tmp_path / f"{most}.fit"
-        report = fit(str(model), text=TEXT, text_name="fox", share=0.9, window=32, n_tokens=600,
-                     out=out, kinds=("low_bit",))  # fmt: skip
-        digests.append([layer.sha256 for layer in open_fit(out).layers])
-        assert report.n_passes == (1 if most == 8 else len(digests[0]))
-    assert digests[0] == digests[1]
+def test_small_blocks_give_the_same_predictors(model, tmp_path, monkeypatch):
+    said = []
+    for rows in (512, 8):
+        monkeypatch.setattr("flashllm.calibration.tasks.ROWS", rows)
+        out = tmp_path / f"{rows}.fit"
+        fit(str(model), text=TEXT, text_name="fox", share=0.9, window=32, n_tokens=600, out=out,
+            kinds=("low_bit",))  # fmt: skip
+        said.append([value for layer in open_fit(out).layers
+                     for value in (*layer.recall, *layer.precision)])  # fmt: skip
+    assert np.allclose(said[0], said[1], atol=0.02)  # the order of sums differs, no more
 
 
 def test_units_are_predicted_whole(model, tmp_path):

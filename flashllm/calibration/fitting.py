@@ -1,8 +1,8 @@
 """Fitting predictors to a container, inside a RAM budget: `fit`.
 
-An exact engine reads the text and statistics are gathered for as many layers at a time as the
-budget has room for, which are a line of its plan; then the engine is closed, those layers are
-solved, and the next pass begins.  The .fit file appears under its name when all of them are in it.
+An exact engine reads the text, and what is gathered waits on disk.  Then, the engine being closed,
+each layer is surveyed, memory is shared out, and the predictors that were chosen are made one after
+another.  The .fit file appears under its name when all of them are in it.
 """
 
 from __future__ import annotations
@@ -27,18 +27,28 @@ from ..planning import GROWTH_BYTES
 from ..predictors.fit import fit_path
 from ..predictors.header import MAX_NAME, Header
 from ..predictors.scores import Scratch
+from ..probe.process import return_freed
 from ..quant import WEIGHT_TYPES
+from ..units import MIB
 from . import statistics
 from .fit_writer import FitWriter
-from .low_bit import BITS, GRID
+from .low_rank import largest_rank
+from .measuring import Solved, measure, measuring_bytes
 from .recording import sparse_layers, windows
-from .solving import KINDS, SHARES, Aims, LayerTask, Solved, choose, solve
+from .solving import KINDS, build, choose, solving_bytes, survey
+from .spool import FLUSH_BYTES, Spool
 from .statistics import LayerStatistics, roles_of
+from .tasks import Aims, LayerTask, Option
 
 RECALLS = (0.8, 0.9, 0.95, 0.98, 0.99, 0.995)
 SHARE = 0.08  # of the bytes that stream: more would be better spent on caching them
+PARTS = (0.5, 0.7, 0.85, 1.0, 1.2, 1.5)  # of a layer's fair share of those
 WINDOW = 512
 LEAST_TOKENS = 64
+# What NumPy, the tokenizer and the kernel's bookkeeping of dirty pages hold in passing while a text
+# is read; without it a plan that spends the whole budget was killed at 83 % of the text.
+PASSING_BYTES = 10 * MIB
+LETTERS = 16  # of the text for every token that is wanted: more is not worth tokenizing
 
 Progress = Callable[[int, int, str], None]
 
@@ -54,7 +64,6 @@ class FitReport:
     resident_bytes: int
     streamed_bytes: int
     n_tokens: int
-    n_passes: int
     seconds: float
 
     @property
@@ -82,7 +91,7 @@ class FitReport:
             "precision": sum(row["precision"] for row in rows) / n,
             "resident_bytes": self.resident_bytes, "streamed_bytes": self.streamed_bytes,
             "share": self.share, "microseconds": sum(row["microseconds"] for row in rows),
-            "tokens": self.n_tokens, "passes": self.n_passes, "seconds": self.seconds,
+            "tokens": self.n_tokens, "seconds": self.seconds,
         }  # fmt: skip
 
 
@@ -97,7 +106,7 @@ def fit(
     share: float = SHARE,
     n_tokens: int = 16384,
     window: int = WINDOW,
-    kinds: tuple[str, ...] = KINDS,
+    kinds: tuple[str, ...] = tuple(KINDS),
     unit: int = 1,
     ram_budget: int | str | None = None,
     progress: Progress | None = None,
@@ -116,66 +125,94 @@ def fit(
         raise UsageError(f"recall {recall} and share {share} must lie between 0 and 1")
     recalls = tuple(sorted({*RECALLS, float(recall)}))
     out = fit_path(model) if out is None else Path(out)
-    with open_container(model) as container:
-        window = min(window, read_config(container)[0].n_context)
-    engine = {**engine, "n_context": window, "mode": "exact"}
-    with LLM(model, ram_budget=ram_budget, **engine) as llm:
-        said = _windows(llm, text, ids, n_tokens)
-        layers, _ = sparse_layers(llm)
-        digest, lines = llm.container.digest, llm.plan.ledger
-        floor, process = lines.floor_bytes, lines["process as it stands"]
-        budget = budget_bytes(ram_budget, llm.container.size)
-    roles = roles_of(said)
-    tokens = {role: sum(len(w) for w, r in zip(said, roles, strict=True) if r == role)
-              for role in statistics.ROLES}  # fmt: skip
     with open_container(model) as container, FitWriter(out) as writer, closing(
         choose_kernels(engine.get("kernels"), n_threads=engine.get("num_threads") or 1)
-    ) as kernels:
+    ) as kernels, closing(Spool(out.parent)) as spool:
         config, _ = read_config(container)
-        tasks = [_task(container, config.hidden_size, layer) for layer in layers]
-        common = _common_bytes(tasks)
-        options: list[list[Solved]] = []
-        numbers: dict[int, int] = {}  # of an option's section
-        groups = _groups(tasks, tokens, budget=budget, floor=floor, process=process)
-        for number, group in enumerate(groups):
-            gathered = _gather(
-                model, group, said, roles, tokens, ram_budget=ram_budget, engine=engine,
-                progress=progress, label=f"pass {number + 1} of {len(groups)}",
-            )  # fmt: skip
-            for task in group:
-                fair = int(share * task.streamed_bytes) - common // len(tasks)
-                aims = Aims(
-                    recall=float(recall), recalls=recalls, kinds=kinds, unit=unit,
-                    budgets=tuple(int(part * fair) for part in SHARES),
-                )  # fmt: skip
-                options.append(solve(task, gathered.pop(task.layer), aims, kernels))
-                for i, one in enumerate(options[-1]):
-                    numbers[id(one.layer)] = writer.add(one.layer, one.section)
-                    options[-1][i] = replace(one, section=b"")
-                if progress is not None:
-                    progress(len(options), len(tasks), "layers")
-        streamed = sum(task.streamed_bytes for task in tasks)
-        solved = choose(options, int(share * streamed) - common)
+        engine = {**engine, "n_context": min(window, config.n_context), "mode": "exact"}
+        reserve = _gathering_bytes(container)
+        with LLM(model, ram_budget=ram_budget, reserve_bytes=reserve, **engine) as llm:
+            layers, _ = sparse_layers(llm)
+            said = _windows(llm, text, ids, n_tokens)
+            roles = roles_of(said)
+            tokens = {role: sum(len(w) for w, r in zip(said, roles, strict=True) if r == role)
+                      for role in statistics.ROLES}  # fmt: skip
+            tasks = [_task(container, config.hidden_size, layer) for layer in layers]
+            streamed, common = sum(task.streamed_bytes for task in tasks), _common_bytes(tasks)
+            aims = [_aims(task, share, common // len(tasks), float(recall), recalls, kinds, unit)
+                    for task in tasks]  # fmt: skip
+            _check(tasks, aims, budget=budget_bytes(ram_budget, container.size),
+                   process=llm.plan.ledger["process as it stands"] + reserve)  # fmt: skip
+            gathered = {task.layer: LayerStatistics(spool, task.hidden_size, task.n_bundles, tokens)
+                        for task in tasks}  # fmt: skip
+            spool.require_room()
+            _gather(llm, gathered, said, roles, progress)
+        return_freed()
+        told = _teller(progress, 2 * len(tasks))
+        options = []
+        for task, aim in zip(tasks, aims, strict=True):
+            options.append(survey(task, gathered[task.layer], aim))
+            told()
+        solved, numbers = [], []
+        chosen = choose(options, int(share * streamed) - common)
+        for task, aim, many, option in zip(tasks, aims, options, chosen, strict=True):
+            stats = gathered[task.layer]
+            made = build(task, stats, aim, option)
+            one = measure(made, stats, aim, kernels, _candidates(many, aim))
+            numbers.append(writer.add(one.layer, one.section))
+            solved.append(replace(one, section=b""))
+            del made, one
+            told()
         words = text.encode() if text is not None else repr(list(ids)).encode()
         header = writer.commit(Header(
-            model=digest, hidden_size=config.hidden_size, text=hashlib.sha256(words).hexdigest(),
+            model=container.digest, hidden_size=config.hidden_size,
+            text=hashlib.sha256(words).hexdigest(),
             text_name=_ascii(text_name), n_tokens=sum(tokens.values()), recalls=recalls,
             layers=tuple(one.layer for one in solved),
-        ), [numbers[id(one.layer)] for one in solved])  # fmt: skip
+        ), numbers)  # fmt: skip
     return FitReport(
         path=out, recall=float(recall), recalls=recalls,
         layers=tuple(replace(s, layer=at) for s, at in zip(solved, header.layers, strict=True)),
         resident_bytes=sum(one.resident_bytes for one in solved) + common,
         streamed_bytes=streamed,
-        n_tokens=sum(tokens.values()), n_passes=len(groups),
-        seconds=time.perf_counter() - started,
+        n_tokens=sum(tokens.values()), seconds=time.perf_counter() - started,
     )  # fmt: skip
+
+
+def _aims(
+    task: LayerTask, share: float, common: int, recall: float, recalls, kinds, unit: int
+) -> Aims:
+    """The layer's fair share of the memory, and parts and multiples of it."""
+    fair = int(share * task.streamed_bytes) - common
+    return Aims(
+        recall=recall, recalls=recalls, budgets=tuple(int(part * fair) for part in PARTS),
+        fair=fair, kinds=kinds, unit=unit,
+    )  # fmt: skip
+
+
+def _candidates(options: list[Option], aims: Aims) -> dict[str, dict]:
+    """The best of each kind at the fair share."""
+    fair = [one for one in options if one.budget == aims.fair]
+    return {kind: min((one for one in fair if one.kind == kind), key=lambda one: one.cost).figures()
+            for kind in {one.kind for one in fair}}  # fmt: skip
+
+
+def _teller(progress: Progress | None, n_all: int) -> Callable[[], None]:
+    n_done = 0
+
+    def told() -> None:
+        nonlocal n_done
+        n_done += 1
+        if progress is not None:
+            progress(n_done, n_all, "layers")
+
+    return told
 
 
 def _windows(llm: LLM, text: str | None, ids: Sequence[int] | None, most: int) -> list[np.ndarray]:
     """Contexts of token ids, `most` tokens in all."""
     if text is not None:
-        found = windows(llm, text, window=None)
+        found = windows(llm, text[: LETTERS * most], window=None)
     else:
         size = llm.n_context
         found = (np.array(ids[at : at + size], np.int32) for at in range(0, len(ids), size))
@@ -215,32 +252,28 @@ def _task(container: Container, hidden_size: int, layer: int) -> LayerTask:
     )  # fmt: skip
 
 
-def _groups(
-    tasks: list[LayerTask], tokens: dict[int, int], *, budget: int, floor: int, process: int
-) -> list[list[LayerTask]]:
-    """Layers of each pass.  Half of what is above the engine's floor is for statistics, the rest
-    lets it read in large chunks; the solving afterwards must fit as well."""
-    most = max(tasks, key=lambda task: task.streamed_bytes)
-    each = LayerStatistics.n_bytes(most.hidden_size, most.n_bundles, tokens)
-    working = solving_bytes(most)
-    while_reading = (budget - floor) // 2 // each
-    while_solving = (budget - process - GROWTH_BYTES - working) // each
-    size = min(while_reading, while_solving, len(tasks))
-    if size < 1:
-        needed = max(floor + 2 * each, process + GROWTH_BYTES + working + each)
-        raise BudgetError(budget, needed, f"to fit a layer of {most.n_bundles} neurons")
-    n_passes = -(-len(tasks) // size)
-    return [part.tolist() for part in np.array_split(np.array(tasks, object), n_passes)]
+def _check(tasks: list[LayerTask], aims: list[Aims], *, budget: int, process: int) -> None:
+    """BudgetError unless every layer can be solved when the engine is gone."""
+    solving = max(_solving_bytes(task, aim) for task, aim in zip(tasks, aims, strict=True))
+    needed = process + GROWTH_BYTES + solving
+    if needed > budget:
+        most = max(task.n_bundles for task in tasks)
+        raise BudgetError(budget, needed, f"to fit a layer of {most} neurons")
 
 
-def solving_bytes(task: LayerTask) -> int:
-    """The most that solving one layer holds beside its statistics, measured and rounded up:
-    matrices of the inputs' covariance, codes of every number of bits, tables, blocks of rows."""
-    hidden, n = task.hidden_size, task.n_bundles
-    sample = statistics.sample_tokens(statistics.FITTED, n)
-    tables = n * (len(BITS) + 1) * len(GRID) * 20
-    blocks = task.block_rows * (16 * hidden * len(BITS) + 48 * sample)
-    return 52 * hidden**2 + (len(BITS) + 2) * n * hidden + 8 * sample * hidden + tables + blocks
+def _gathering_bytes(container: Container) -> int:
+    """What is held while the text is read, and what waits to be written."""
+    neurons = sum(plane.n_items for name, plane in container.planes.items()
+                  if name.endswith(".ffn"))  # fmt: skip
+    return LayerStatistics.n_bytes(neurons) + 2 * FLUSH_BYTES + PASSING_BYTES
+
+
+def _solving_bytes(task: LayerTask, aims: Aims) -> int:
+    """The most that one layer's survey, making or measuring holds."""
+    rank = largest_rank(task, aims)
+    section = 3 * aims.budgets[-1]
+    measuring = section + measuring_bytes(task.n_bundles, task.hidden_size)
+    return max(solving_bytes(task, rank) + section, measuring)
 
 
 def _common_bytes(tasks: list[LayerTask]) -> int:
@@ -249,27 +282,19 @@ def _common_bytes(tasks: list[LayerTask]) -> int:
     return Scratch.bytes_for(n, hidden)
 
 
-def _gather(
-    model: str, group: list[LayerTask], said, roles, tokens, *, ram_budget, engine, progress, label
-) -> dict[int, LayerStatistics]:  # fmt: skip
-    """Statistics of the layers of `group`, from one pass over the text."""
-    each = [LayerStatistics.n_bytes(t.hidden_size, t.n_bundles, tokens) for t in group]
-    found = {
-        task.layer: LayerStatistics(task.hidden_size, task.n_bundles, tokens) for task in group
-    }
-    n_done, n_all = 0, sum(tokens.values())
-    with LLM(model, ram_budget=ram_budget, reserve_bytes=sum(each), **engine) as llm:
-        for ids, role in zip(said, roles, strict=True):
+def _gather(llm: LLM, found: dict[int, LayerStatistics], said, roles, progress) -> None:
+    """Statistics of all layers, from one pass over the text."""
+    n_done, n_all = 0, sum(len(ids) for ids in said)
+    for ids, role in zip(said, roles, strict=True):
 
-            def observer(layer, x, decided, role=role) -> None:
-                if layer in found:
-                    found[layer].add(role, x, decided)
+        def observer(layer, x, decided, role=role) -> None:
+            if layer in found:
+                found[layer].add(role, x, decided)
 
-            llm.observe(ids, observer)
-            n_done += len(ids)
-            if progress is not None:
-                progress(n_done, n_all, label)
-    return found
+        llm.observe(ids, observer)
+        n_done += len(ids)
+        if progress is not None:
+            progress(n_done, n_all, "text")
 
 
 def _ascii(text: str) -> str:

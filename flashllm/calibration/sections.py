@@ -14,12 +14,12 @@ from ..units import align_up
 
 @dataclass(frozen=True, eq=False)
 class BitRows:
-    """Rows of one number of bits: ascending bundle `ids`, `codes` uint8 [n, hidden_size] below
-    2^planes, and per row the scale of its odd levels and its bias."""
+    """Rows of one number of bits: ascending bundle `ids`, `packed` as pack_planes gives them, and
+    per row the scale of its odd levels and its bias."""
 
     planes: int
     ids: np.ndarray
-    codes: np.ndarray
+    packed: np.ndarray
     scale: np.ndarray
     bias: np.ndarray
 
@@ -33,7 +33,7 @@ def low_bit_form(parts: list[BitRows]) -> dict:
 
 def low_bit_section(n_bundles: int, parts: list[BitRows]) -> bytes:
     """`parts` in ascending order of planes, one for each number of bits in use."""
-    planes = [pack_planes(part.codes, part.planes).tobytes() for part in parts]
+    planes = [part.packed.tobytes() for part in parts]
     scales = [part.scale.astype("<f4").tobytes() for part in parts]
     biases = [part.bias.astype("<f4").tobytes() for part in parts]
     kind = LowBitPredictor.id_type(n_bundles)

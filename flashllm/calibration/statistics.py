@@ -1,13 +1,13 @@
 """What fitting needs to know of each sparse layer, gathered while an exact engine reads a text.
 
-Per layer: count, sum and products of the inputs x (their mean and covariance), how often each
-neuron was active, and samples of x with the truth beside them.  Tokens play one of three roles, by
-the window they lie in, so that thresholds are not set on what weights were fitted to, nor measured
-on what they were set on:
+Per layer: how often each neuron was active, and samples of the inputs x, for tokens in three roles,
+by the window they lie in, so that thresholds are not set on what weights were fitted to, nor
+measured on what they were set on:
 - the last 15 % of the text MEASURE;
 - before them every fourth window sets THRESHOLDS;
-- the others are FITTED to.
-Samples are every k-th token of a role.  All memory is allocated, and touched, at the start.
+- the others are FITTED to: their covariance, and what the layer decides about them.
+Samples are every k-th token of a role.  All of them wait on disk, so that one pass over the text
+serves every layer whatever the budget; in memory are the counts.
 """
 
 from __future__ import annotations
@@ -16,15 +16,27 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .spool import Spool
+
 FITTED, THRESHOLDS, MEASURE = ROLES = range(3)
-SAMPLES = {THRESHOLDS: 4096, MEASURE: 2048}
+# A layer has many neurons, so few tokens show many active ones.
+SAMPLES = {THRESHOLDS: 1536, MEASURE: 1024}
 MEASURED_SHARE = 0.15
+# Inputs for a covariance: several to each of its directions.
+LEAST_INPUTS, INPUTS_PER_COLUMN = 4096, 4
+BLOCK = 256  # rows of the products, and tokens, at once
 
 
-def sample_tokens(role: int, n_bundles: int) -> int:
-    """The most tokens that are sampled; fewer to fit to where layers are large, for the products
-    with them take most of the time and a large layer has more neurons to learn from."""
-    return SAMPLES.get(role) or max(1024, min(4096, 2**23 // n_bundles))
+def sample_tokens(role: int, hidden_size: int) -> int:
+    """The most tokens of a role that are kept."""
+    return SAMPLES.get(role) or max(LEAST_INPUTS, INPUTS_PER_COLUMN * hidden_size)
+
+
+def decided_tokens(n_bundles: int) -> int:
+    """Of those fitted to, the most that the deciding matrix is multiplied with; fewer where layers
+    are large, for these products take much of the time and a large layer has more neurons to learn
+    from."""
+    return max(1024, min(4096, 2**22 // n_bundles))
 
 
 def roles_of(windows: list[np.ndarray]) -> list[int]:
@@ -43,34 +55,46 @@ def roles_of(windows: list[np.ndarray]) -> list[int]:
 
 
 class Sample:
-    """Up to `size` tokens: x as float16, the truth as bits."""
+    """Up to `size` tokens of a layer on disk: x as float16, and with `n_bundles` the truth as
+    bits."""
 
-    def __init__(self, size: int, hidden_size: int, n_bundles: int):
-        self._x = np.zeros((size, hidden_size), np.float16)
-        self._bits = np.zeros((size, -(-n_bundles // 8)), np.uint8)
-        self.n_bundles, self.n = n_bundles, 0
+    def __init__(self, spool: Spool, size: int, hidden_size: int, n_bundles: int = 0):
+        self._spool, self._hidden, self.n_bundles, self.n = spool, hidden_size, n_bundles, 0
+        self._row_bits = -(-n_bundles // 8)
+        self._x_at = spool.reserve(size * 2 * hidden_size)
+        self._bits_at = spool.reserve(size * self._row_bits)
 
     def add(self, x: np.ndarray, active: np.ndarray) -> None:
-        stop = self.n + len(x)
-        self._x[self.n : stop] = x
-        self._bits[self.n : stop] = np.packbits(active, axis=1, bitorder="little")
-        self.n = stop
+        if not len(x):
+            return
+        self._spool.write(self._x_at + self.n * 2 * self._hidden, x.astype(np.float16))
+        if self.n_bundles:
+            bits = np.packbits(active, axis=1, bitorder="little")
+            self._spool.write(self._bits_at + self.n * self._row_bits, bits)
+        self.n += len(x)
 
-    def x(self) -> np.ndarray:
-        """float32 [n, hidden_size], a copy."""
-        return self._x[: self.n].astype(np.float32)
+    def x(self, first: int = 0, stop: int | None = None) -> np.ndarray:
+        """float32 [tokens, hidden_size], for tokens first .. stop - 1 at most."""
+        stop = self.n if stop is None else min(stop, self.n)
+        raw = np.empty((max(0, stop - first), self._hidden), np.float16)
+        return self._spool.read(self._x_at + first * 2 * self._hidden, raw).astype(np.float32)
+
+    def some(self, most: int) -> np.ndarray:
+        """float32 [tokens, hidden_size] of at most so many tokens, evenly from all."""
+        picked = np.linspace(0, self.n - 1, min(most, self.n)).astype(np.int64)
+        out = np.empty((len(picked), self._hidden), np.float32)
+        for first in range(0, self.n, BLOCK):
+            here = (picked >= first) & (picked < first + BLOCK)
+            out[here] = self.x(first, first + BLOCK)[picked[here] - first]
+        return out
 
     def active(self, first: int = 0, stop: int | None = None) -> np.ndarray:
-        """bool [n, stop - first]: whether bundles first .. stop - 1 were active; first % 8 is 0."""
-        stop = self.n_bundles if stop is None else stop
-        raw = self._bits[: self.n, first // 8 : -(-stop // 8)]
-        return np.unpackbits(raw, axis=1, bitorder="little")[:, : stop - first].astype(bool)
-
-    def active_at(self, first: int, stop: int) -> np.ndarray:
-        """int64 [tokens, n_bundles]: 1 where active, for tokens first .. stop - 1 at most."""
-        raw = self._bits[first : min(stop, self.n)]
+        """int8 [tokens, n_bundles]: 1 where active, for tokens first .. stop - 1 at most."""
+        stop = self.n if stop is None else min(stop, self.n)
+        raw = np.empty((max(0, stop - first), self._row_bits), np.uint8)
+        self._spool.read(self._bits_at + first * self._row_bits, raw)
         bits = np.unpackbits(raw, axis=1, bitorder="little", count=self.n_bundles)
-        return bits.astype(np.int64)
+        return bits.view(np.int8)
 
 
 @dataclass
@@ -89,40 +113,48 @@ class _Turn:
 class LayerStatistics:
     """One layer's."""
 
-    def __init__(self, hidden_size: int, n_bundles: int, tokens: dict[int, int]):
-        self.n = 0
-        self._sum = np.zeros(hidden_size, np.float64)
-        self._products = np.zeros((hidden_size, hidden_size), np.float32)
+    def __init__(self, spool: Spool, hidden_size: int, n_bundles: int, tokens: dict[int, int]):
+        self.n, self._hidden = 0, hidden_size
         self.counts = np.zeros(n_bundles, np.int64)
-        most = {role: sample_tokens(role, n_bundles) for role in tokens}
+        most = {role: sample_tokens(role, hidden_size) for role in tokens}
         self.samples = {
-            role: Sample(min(most[role], n), hidden_size, n_bundles) for role, n in tokens.items()
+            role: Sample(spool, min(most[role], n), hidden_size, n_bundles if role else 0)
+            for role, n in tokens.items()
         }
         self._turns = {role: _Turn(max(1, -(-n // most[role]))) for role, n in tokens.items()}
 
     @staticmethod
-    def n_bytes(hidden_size: int, n_bundles: int, tokens: dict[int, int]) -> int:
-        """What one of these holds."""
-        per_token = 2 * hidden_size + -(-n_bundles // 8)
-        samples = sum(min(sample_tokens(role, n_bundles), n) for role, n in tokens.items())
-        return 4 * hidden_size**2 + 8 * (hidden_size + n_bundles) + samples * per_token
+    def n_bytes(n_bundles: int) -> int:
+        """What one of these keeps in memory."""
+        return 8 * n_bundles
 
     def add(self, role: int, x: np.ndarray, decided: np.ndarray) -> None:
         """The next tokens: inputs [T, hidden_size] and deciding pre-activations [T, n_bundles]."""
         active = decided > 0
         if role == FITTED:
             self.n += len(x)
-            self._sum += x.sum(axis=0, dtype=np.float64)
-            self._products += x.T @ x
             self.counts += np.count_nonzero(active, axis=0)
         picked = self._turns[role].pick(len(x))
         self.samples[role].add(x[picked], active[picked])
 
-    def mean(self) -> np.ndarray:
-        """float64 [hidden_size]."""
-        return self._sum / self.n
+    def inputs(self) -> np.ndarray:
+        """float32 [tokens, hidden_size]: what the deciding matrix is multiplied with."""
+        return self.samples[FITTED].some(decided_tokens(len(self.counts)))
 
     def covariance(self) -> np.ndarray:
-        """float64 [hidden_size, hidden_size]."""
-        mean = self.mean()
-        return self._products.astype(np.float64) / self.n - np.outer(mean, mean)
+        """float32 [hidden_size, hidden_size] of the inputs fitted to."""
+        found, mean = np.zeros((self._hidden, self._hidden), np.float32), np.zeros(self._hidden)
+        sample = self.samples[FITTED]
+        for at in range(0, sample.n, 4 * BLOCK):
+            x = sample.x(at, at + 4 * BLOCK)
+            mean += x.sum(axis=0, dtype=np.float64) / sample.n
+            for first in range(0, self._hidden, BLOCK):
+                found[first : first + BLOCK] += x[:, first : first + BLOCK].T @ x
+        found /= sample.n
+        for first in range(0, self._hidden, BLOCK):
+            found[first : first + BLOCK] -= np.outer(mean[first : first + BLOCK], mean)
+        return found
+
+    def used(self) -> float:
+        """Active bundles per token."""
+        return float(self.counts.sum()) / max(1, self.n)

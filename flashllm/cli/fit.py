@@ -130,6 +130,6 @@ def table(report: FitReport) -> str:
     lines.append(
         f"{format_size(report.resident_bytes)} in memory, {100 * report.share:.1f} % of the "
         f"streamed {format_size(report.streamed_bytes)}; {said['microseconds']:.0f} us per token; "
-        f"{report.n_tokens} tokens in {report.n_passes} passes, {report.seconds:.0f} s"
+        f"{report.n_tokens} tokens, {report.seconds:.0f} s"
     )
     return "\n".join(lines)
