@@ -2,9 +2,9 @@
 
 The block is Llama's (RMSNorm before each half, rotary positions in the half-split order, grouped
 key/value heads, no biases, tied embeddings) with one change: the FFN has no gate, and its
-activation is the squared ReLU of Primer (So et al. 2021, arXiv:2109.08668). A neuron whose
-pre-activation is not positive contributes exactly nothing, so its column of down_proj need not be
-read.
+activation is the squared ReLU of Primer (So et al. 2021, arXiv:2109.08668); `gated` keeps Llama's
+gate, with ReLU in place of SiLU. A neuron whose pre-activation is not positive contributes exactly
+nothing, so its column of down_proj need not be read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class ModelConfig:
     rope_theta: float = 10000.0
     norm_eps: float = 1e-5
     max_positions: int = 512
+    gated: bool = False
 
 
 class RMSNorm(nn.Module):
@@ -90,17 +91,23 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(relu(up(x))^2), no gate."""
+    """down(relu(up(x))^2), or down(relu(gate(x)) * up(x))."""
 
     def __init__(self, cfg: ModelConfig) -> None:
         super().__init__()
+        self.gate_proj = nn.Linear(cfg.hidden, cfg.ffn, bias=False) if cfg.gated else None
         self.up_proj = nn.Linear(cfg.hidden, cfg.ffn, bias=False)
         self.down_proj = nn.Linear(cfg.ffn, cfg.hidden, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The output and the ReLU values, which the penalty and the measurements need."""
-        r = F.relu(self.up_proj(x))
-        return self.down_proj(r * r), r
+        r = F.relu(self.deciding(x))
+        return self.down_proj(r * (r if self.gate_proj is None else self.up_proj(x))), r
+
+    @property
+    def deciding(self) -> nn.Linear:
+        """The projection whose sign says which neurons are active."""
+        return self.up_proj if self.gate_proj is None else self.gate_proj
 
 
 class Block(nn.Module):

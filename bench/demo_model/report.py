@@ -106,40 +106,56 @@ def sample(model: Decoder, tok: Tokenizer, prompt: str, temperature: float, coun
     return tok.decode(ids, skip_special_tokens=True)
 
 
-def polyline(xs: list[float], ys: list[float], box: tuple, low: float, high: float) -> str:
+COLOURS = ("#1f5fa8", "#b0511a")
+
+
+def polyline(xs: list[float], ys: list[float], span: float, box: tuple, low: float, high: float):
     """Points of one curve inside box = (left, top, width, height)."""
     left, top, width, height = box
-    span = max(xs)
     return " ".join(
         f"{left + width * x / span:.1f},{top + height * (high - min(high, y)) / (high - low):.1f}"
         for x, y in zip(xs, ys, strict=True)
     )
 
 
-def curve_svg(rows: list[list[float]]) -> str:
-    """Two panels over the training minutes: bits per character and active share."""
-    xs = [r[0] for r in rows]
+def curve_svg(
+    runs: dict[str, list[list[float]]], *, unit: str = "minutes", tick: float = 15,
+    bits: tuple[float, float] = (1.5, 2.1),
+) -> str:  # fmt: skip
+    """Two panels over minutes or million tokens: bits per character and active share, of runs by
+    their names ("" for a single one)."""
+
+    def along(row: list[float]) -> float:
+        return row[0] if unit == "minutes" else row[1] / 1e6
+
+    span = max(along(row) for rows in runs.values() for row in rows)
     panels = (
-        ("bits per character, validation", [r[3] for r in rows], 1.5, 2.1, 0.1, "#1f5fa8", 1),
-        ("active FFN neurons per token, %", [100 * r[4] for r in rows], 0, 50, 10, "#b0511a", 0),
+        ("bits per character, validation", lambda row: row[3], *bits, 0.1, 1),
+        ("active FFN neurons per token, %", lambda row: 100 * row[4], 0, 50, 10, 0),
     )
     out = ['<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 760 300" font-size="12" '
            + 'font-family="sans-serif"><rect width="760" height="300" fill="#fff"/>']
-    for i, (title, ys, low, high, tick, colour, digits) in enumerate(panels):
+    for i, (title, value, low, high, step, digits) in enumerate(panels):
         box = (45 + 380 * i, 35, 315, 220)
         left, top, width, height = box
         out.append(f'<text x="{left}" y="22" font-weight="bold">{title}</text>')
-        for j in range(round((high - low) / tick) + 1):
-            y = top + height * (1 - j * tick / (high - low))
+        for j in range(round((high - low) / step) + 1):
+            y = top + height * (1 - j * step / (high - low))
             out.append(f'<path d="M{left} {y:.1f}h{width}" stroke="#ddd"/>'
                        f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">'
-                       f'{low + j * tick:.{digits}f}</text>')
-        for minute in range(0, int(max(xs)) + 1, 15):
-            x = left + width * minute / max(xs)
-            out.append(f'<text x="{x:.1f}" y="273" text-anchor="middle">{minute}</text>')
-        out.append(f'<text x="{left + width / 2}" y="292" text-anchor="middle">minutes</text>')
-        out.append(f'<polyline points="{polyline(xs, ys, box, low, high)}" fill="none" '
-                   f'stroke="{colour}" stroke-width="2"/>')
+                       f'{low + j * step:.{digits}f}</text>')
+        for j in range(int(span / tick) + 1):
+            x = left + width * j * tick / span
+            out.append(f'<text x="{x:.1f}" y="273" text-anchor="middle">{j * tick:g}</text>')
+        out.append(f'<text x="{left + width / 2}" y="292" text-anchor="middle">{unit}</text>')
+        for k, (name, rows) in enumerate(runs.items()):
+            colour = COLOURS[k if len(runs) > 1 else i]
+            points = polyline([along(r) for r in rows], [value(r) for r in rows], span, box, low,
+                              high)  # fmt: skip
+            out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" '
+                       f'stroke-width="2"/>')
+            out.append(f'<text x="{left + width - 4}" y="{top + 14 + 16 * k}" fill="{colour}" '
+                       f'text-anchor="end">{name}</text>')
     return "\n".join(out) + "\n</svg>\n"
 
 
@@ -153,7 +169,7 @@ def write_curve(work: Path, out: Path) -> None:
         writer.writerows([f"{m:.2f}", int(t), f"{n:.4f}", f"{b:.4f}", f"{a:.4f}"]
                          for m, t, n, b, a in rows)
     # The first point is an untrained model, far off the scale.
-    (out / "loss_curve.svg").write_text(curve_svg(rows[1:]), encoding="utf-8")
+    (out / "loss_curve.svg").write_text(curve_svg({"": rows[1:]}), encoding="utf-8")
     shutil.copyfile(work / "settings.json", out / "settings.json")
 
 

@@ -21,6 +21,7 @@ class Penalty:
     penalty_from and penalty_full. With a single weight for all layers the first one kept 25 %
     active while the second fell to 0.0 %. Weights per layer brought the first to 10 %; they did not
     bring the second back, which stayed at 0.2 % with its weight at the lower bound.
+    penalty_start 0 is no penalty at all, ever.
     """
 
     def __init__(self, s: Settings) -> None:
@@ -35,7 +36,7 @@ class Penalty:
 
     def update(self, active: torch.Tensor, progress: float) -> None:
         self.active.lerp_(active, 0.05)
-        if progress < self.s.penalty_from:
+        if progress < self.s.penalty_from or self.s.penalty_start == 0:
             return
         error = (self.active.clamp_min(1e-4) / self.targets(progress)).log()
         self.weight *= (self.s.penalty_rate * (4.0 * error).clamp(-1.0, 1.0)).exp()
@@ -74,10 +75,10 @@ def revive(model: Decoder, muon: torch.optim.Optimizer, ids: Tensor, active: flo
         counts.append(int(dead.sum()))
         if counts[-1] == 0:
             continue
-        up, down = block.mlp.up_proj.weight, block.mlp.down_proj.weight
+        deciding, down = block.mlp.deciding.weight, block.mlp.down_proj.weight
         scale = h.square().mean().rsqrt()  # so that pre-activations have unit size
-        up[dead] = scale * sparse_rows(h.flatten(0, 1)[::4], counts[-1], active)
+        deciding[dead] = scale * sparse_rows(h.flatten(0, 1)[::4], counts[-1], active)
         down[:, dead] = 0
-        muon.state[up]["momentum"][dead] = 0
+        muon.state[deciding]["momentum"][dead] = 0
         muon.state[down]["momentum"][:, dead] = 0
     return counts

@@ -4,7 +4,10 @@
 
 Everything large goes to WORKDIR (tokens, checkpoint, log). A second call with the same WORKDIR
 resumes from the last checkpoint; the time already trained counts. The learning rate follows the
-elapsed training time, so that it reaches zero at the deadline whatever the throughput.
+elapsed training time, so that it reaches zero at the deadline whatever the throughput. Settings
+with `steps` follow those instead, so that two runs differ in nothing but what is meant to differ:
+
+    python train.py --corpus … --valid … --work WORKDIR --settings short_sparse.json
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +37,7 @@ class Settings:
 
     model: ModelConfig = field(default_factory=ModelConfig)
     minutes: float = 75.0
+    steps: int = 0  # if not 0, progress is counted in steps and minutes mean nothing
     batch_tokens: int = 4096
     context: int = 256
     long_context: int = 512
@@ -56,6 +60,7 @@ class Settings:
     revive_until: float = 0.77
     eval_chars: int = 200_000
     checkpoint_minutes: float = 3.0
+    checkpoint_steps: int = 40  # where progress is counted in steps
     early_export_minutes: float = 20.0
     threads: int = 2
     seed: int = 1
@@ -90,7 +95,15 @@ class Run:
         print(line, flush=True)
 
     def progress(self) -> float:
+        if self.s.steps:
+            return min(1.0, self.steps / self.s.steps)
         return min(1.0, self.elapsed / (60.0 * self.s.minutes))
+
+    def due(self, saved: tuple[float, int]) -> bool:
+        """Whether a checkpoint should follow the one that was made at (seconds, steps)."""
+        if self.s.steps:
+            return self.steps - saved[1] >= self.s.checkpoint_steps
+        return self.elapsed - saved[0] > 60 * self.s.checkpoint_minutes
 
     def step(self, batch: torch.Tensor) -> None:
         progress = self.progress()
@@ -169,7 +182,7 @@ class Run:
         self.log(f"exported {name} at {self.elapsed / 60:.2f} min")
 
     def train(self) -> None:
-        s, saved = self.s, -1e9
+        s, saved = self.s, (-1e9, -(10**9))
         base, begin = self.elapsed, time.monotonic()
         while self.progress() < 1.0:
             stream = batches(self.ids, s.batch_tokens, self.length, s.bos_share, s.seed, self.epoch)
@@ -183,8 +196,8 @@ class Run:
                     self.log(f"  step {self.steps} {self.elapsed / 60:.2f} min loss "
                              f"{self.loss_mean:.4f} active "
                              f"{100 * self.penalty.active.mean():.1f} %")
-                if self.elapsed - saved > 60 * s.checkpoint_minutes:
-                    saved = self.elapsed
+                if self.due(saved):
+                    saved = self.elapsed, self.steps
                     self.evaluate()
                     if s.penalty_from < self.progress() < s.revive_until:
                         self.revive()
@@ -211,8 +224,13 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for all large files")
     parser.add_argument("--minutes", type=float, default=Settings.minutes, help="training time")
     parser.add_argument("--threads", type=int, default=Settings.threads)
+    parser.add_argument("--settings", type=Path, help="a JSON file of settings that differ")
     args = parser.parse_args()
     s = Settings(minutes=args.minutes, threads=args.threads)
+    if args.settings is not None:
+        given = json.loads(args.settings.read_text())
+        given["model"] = ModelConfig(**given.get("model", {}))
+        s = replace(s, **given)
     torch.set_num_threads(s.threads)
     args.work.mkdir(parents=True, exist_ok=True)
     tok = prepare(args.corpus, args.work, s.model.vocab_size, s.tokenizer_sample_chars)
