@@ -192,7 +192,8 @@ MODEL = (
     "Models: the 656 k TinyStories Llama, SiLU and ReLU, inflated to 1 GiB (int8, raw; jittered "
     "copies, attention a third). Each cell a fresh process in a memory cgroup of exactly its cap "
     "({cap} of the file unless said), budget = cap, page cache cold, direct reads; ratios inside "
-    "each repeat, then the median. "
+    "each repeat, then the median. The disk is shared and its rate moves between cells (see the "
+    "runs): a ratio above the number of prompts, and a time below the floor, are its moods. "
 )  # fmt: skip
 TITLES = {
     "together": "A list of prompts in one pass over the weights",
