@@ -15,10 +15,11 @@ from flashllm import LLM
 from flashllm.calibration import low_bit, low_rank, odds, statistics
 from flashllm.calibration.factors import InputFactors
 from flashllm.calibration.fitting import fit
-from flashllm.calibration.solving import choose
+from flashllm.calibration.measuring import measure
+from flashllm.calibration.solving import KINDS, build, choose, survey
 from flashllm.calibration.spool import Spool
 from flashllm.calibration.statistics import LayerStatistics, roles_of
-from flashllm.calibration.tasks import Option
+from flashllm.calibration.tasks import Aims, LayerTask, Option
 from flashllm.cli.main import main
 from flashllm.container import open_container
 from flashllm.errors import (
@@ -28,6 +29,7 @@ from flashllm.errors import (
     UnsupportedError,
     UsageError,
 )
+from flashllm.kernels import choose_kernels
 from flashllm.predictors import open_fit
 from flashllm.units import MIB
 
@@ -268,6 +270,40 @@ def test_statistics_wait_on_disk_and_come_back(tmp_path, monkeypatch):
             assert np.allclose(sample.x(), sign * x[40:70], atol=2e-3)
             assert np.array_equal(sample.active(5, 99), sign * decided[45:70] > 0)
             assert one.used() == pytest.approx((sign * decided[:40] > 0).sum() / 40)
+
+
+def a_layer(spool, n=384, hidden=128):
+    """A layer of neurons of which a quarter is active, and statistics of it."""
+    random = np.random.default_rng(5)
+    mix = random.standard_normal((hidden, hidden)) * np.geomspace(2, 0.05, hidden)
+    w = random.standard_normal((n, hidden)).astype(np.float32)
+    x = (random.standard_normal((4000, hidden)) @ mix.T).astype(np.float32)
+    w -= 0.7 * np.linalg.norm(w, axis=1, keepdims=True) * x.std() / 8
+    tokens = {statistics.FITTED: 2000, statistics.THRESHOLDS: 1000, statistics.MEASURE: 1000}
+    stats, at = LayerStatistics(spool, hidden, n, tokens), 0
+    for role, count in tokens.items():
+        stats.add(role, x[at : at + count], x[at : at + count] @ w.T)
+        at += count
+    return LayerTask(0, n, hidden, 3 * hidden, lambda first, stop: w[first:stop], None), stats
+
+
+@pytest.mark.parametrize("budget", [7_000, 9_500, 14_000, 40_000])
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_offered_reaches_the_recall_however_little_it_may_keep(tmp_path, kind, budget):
+    """Eight per cent of a small int8 layer are hardly a bit for every weight: what is made of them
+    predicts too much rather than too little, or is refused."""
+    with closing(Spool(tmp_path)) as spool, closing(choose_kernels(n_threads=1)) as kernels:
+        task, stats = a_layer(spool)
+        aims = Aims(0.98, (0.9, 0.98), (budget,), budget, (kind,))
+        if budget < {"low_bit": 12_000, "low_rank": 8_000}[kind]:
+            with pytest.raises(UsageError, match="larger share"):
+                survey(task, stats, aims)
+            return
+        for option in survey(task, stats, aims):
+            solved = measure(build(task, stats, aims, option), stats, aims, kernels, {})
+            assert solved.resident_bytes == option.resident_bytes <= budget
+            assert solved.layer.recall[1] == pytest.approx(0.98, abs=0.01)
+            assert solved.layer.precision[1] >= 0.8 * stats.used() / task.n_bundles
 
 
 def test_a_disk_without_room_is_refused(tmp_path):
