@@ -20,6 +20,7 @@ import numpy as np
 from ..api import LLM
 from ..assembly import budget_bytes, read_config
 from ..container import Container, open_container
+from ..container.base import Piece
 from ..conversion.from_container import PlaneReader
 from ..errors import BudgetError, UsageError
 from ..kernels import choose_kernels
@@ -152,12 +153,14 @@ def fit(
         options = []
         for task, aim in zip(tasks, aims, strict=True):
             options.append(survey(task, gathered[task.layer], aim))
+            task.rows.let_go()
             told()
         solved, numbers = [], []
         chosen = choose(options, int(share * streamed) - common)
         for task, aim, many, option in zip(tasks, aims, options, chosen, strict=True):
             stats = gathered[task.layer]
             made = build(task, stats, aim, option)
+            task.rows.let_go()
             one = measure(made, stats, aim, kernels, _candidates(many, aim))
             numbers.append(writer.add(one.layer, one.section))
             solved.append(replace(one, section=b""))
@@ -230,6 +233,26 @@ def _windows(llm: LLM, text: str | None, ids: Sequence[int] | None, most: int) -
     return taken
 
 
+class _Rows:
+    """Rows of a deciding matrix, held as they are stored from the first use until `let_go`: all of
+    them are looked at seven times, and where frames are single neurons each look takes seconds."""
+
+    def __init__(self, reader: PlaneReader, piece: Piece):
+        self._reader, self._piece = reader, piece
+        self._raw: np.ndarray | None = None
+        self.n_bytes = reader.plane.n_items * piece.row_bytes
+
+    def __call__(self, first: int, stop: int) -> np.ndarray:
+        if self._raw is None:
+            self._raw = self._reader.items(self._piece, 0, self._reader.plane.n_items)
+        return WEIGHT_TYPES[self._piece.weight_type].decode(
+            self._raw[first:stop], self._piece.n_cols
+        )
+
+    def let_go(self) -> None:
+        self._raw = None
+
+
 def _task(container: Container, hidden_size: int, layer: int) -> LayerTask:
     """What a layer's fitting reads from the container, however it arranges a neuron's pieces."""
     planes, prefix = container.planes, f"layers.{layer}."
@@ -237,14 +260,10 @@ def _task(container: Container, hidden_size: int, layer: int) -> LayerTask:
     plane = ffn if apart is None else apart
     names = [piece.name for piece in plane.pieces]
     name = next(name for name in ("row", "gate", "up") if name in names)
-    piece, reader = plane.piece(name), PlaneReader(plane, container)
+    rows = _Rows(PlaneReader(plane, container), plane.piece(name))
     # Where the deciding row lies in the bundle its bias has the name of the piece.
     bias_name = prefix + ("deciding.bias" if apart is not None else f"{name}.bias")
     bias = container.load_vectors()[bias_name] if bias_name in container.vectors else None
-
-    def rows(first: int, stop: int) -> np.ndarray:
-        raw = reader.items(piece, first, stop)
-        return WEIGHT_TYPES[piece.weight_type].decode(raw, piece.n_cols)
 
     return LayerTask(
         layer=layer, n_bundles=ffn.n_items, hidden_size=hidden_size, rows=rows, bias=bias,
@@ -273,7 +292,7 @@ def _solving_bytes(task: LayerTask, aims: Aims) -> int:
     rank = largest_rank(task, aims)
     section = 3 * aims.budgets[-1]
     measuring = section + measuring_bytes(task.n_bundles, task.hidden_size)
-    return max(solving_bytes(task, rank) + section, measuring)
+    return max(solving_bytes(task, rank) + section + task.rows.n_bytes, measuring)
 
 
 def _common_bytes(tasks: list[LayerTask]) -> int:
