@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
 from flashllm.errors import ClosedError, UnknownNameError, UsageError
 from flashllm.offload import WeightStore, slot_bytes_of, store_bytes, store_costs
+from flashllm.offload.planner import Pace
 from flashllm.probe.curve import DEFAULT_CURVE
+from flashllm.storage.wrappers import SlowStorage
 from flashllm.units import MIB
 
 from .offload_model import (
@@ -190,8 +194,9 @@ def test_prompt_steps_do_not_touch_the_cache(raw_model):
     assert (store._state("layers.1.ffn").segment.slot_frame == held).all()
 
 
-def test_adapts_both_ways(raw_model):
+def test_adapts_both_ways(raw_model, monkeypatch):
     """Few active bundles: picked.  Nearly all active: swept again, around the prefix."""
+    monkeypatch.setattr(Pace, "note", lambda self, **_: None)  # the curve is all that is known
     store = raw_model.store({"layers.1.ffn": 10}, curve=AffineCurve(2e-4, 1e6))
     order = ("layers.1.ffn",)
     rng = np.random.default_rng(4)
@@ -205,6 +210,40 @@ def test_adapts_both_ways(raw_model):
     assert modes[0] == "swept" and modes[29] == "picked" and modes[59] == "swept"
     assert sum(a != b for a, b in zip(modes, modes[1:], strict=False)) == 2
     assert sorted(store._state(order[0]).segment.slot_frame) == list(range(10))
+
+
+@pytest.mark.parametrize("stuck", [False, True])
+@pytest.mark.parametrize("curve", [(1.0, 1e9), (1e-4, 1e12)])
+def test_a_bad_curve_does_not_make_a_sparse_run_read_everything(
+    tmp_path, monkeypatch, curve, stuck
+):
+    """A probe that found an operation to take a second, or a sweep no time at all: what reads were
+    waited for says otherwise.  `stuck`: the same without that knowledge, which sweeps."""
+    now = [0.0]
+
+    def sleep(seconds):
+        now[0] += seconds
+
+    def slow(storage):
+        clock = {"clock": lambda: now[0], "sleep": sleep}
+        return SlowStorage(storage, seconds_per_read=1e-4, bytes_per_s=2e6, **clock)
+
+    monkeypatch.setattr(time, "perf_counter_ns", lambda: int(1e9 * now[0]))
+    if stuck:
+        monkeypatch.setattr(Pace, "note", lambda self, **_: None)
+    model = Model(tmp_path / "m.flash", wrap=slow)
+    name, rng = "layers.1.ffn", np.random.default_rng(8)
+    store = model.store({name: 10}, curve=AffineCurve(*curve), begin_cached=True)
+    read = []
+    for _ in range(50):
+        store.begin_step((name,), admit=True, next_order=(name,))
+        read_ids(model, store, name, active(rng, 90, 0.05))
+        stats = store.end_step()
+        read.append(stats.bundles_read)
+    model.close()
+    assert bool(stats.planes_swept) == stuck
+    # By then a sweep was tried and given up, and gaps are gaps again.
+    assert (min(read[26:]) > 70) if stuck else (np.mean(read[26:]) < 10)
 
 
 def test_prefetch(raw_model):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
 from flashllm.errors import FlashReadError, FormatError, UsageError
@@ -29,9 +30,9 @@ CURVE = DeviceCurve(
         (2000, 1, 1.5),
         (6000, 1, 4.0),
         (2000, 8, 1.5),  # the nearest depth that is not above
-        (1000, 16, 0.25),
-        (3000, 16, 0.25),
-        (4000, 16, 0.375),
+        (1000, 16, 0.2),  # no more than the larger read was found to take
+        (3000, 16, 0.2),
+        (4000, 16, 0.35),
         (50000, 99, 5.0),
     ],
 )
@@ -43,13 +44,30 @@ def test_seconds_of_many_reads():
     assert CURVE.seconds(0, 1000) == 0
     assert CURVE.seconds(1, 1000) == 1.0
     assert CURVE.seconds(2, 1000) == 2.0  # two in flight: no better than one after the other
-    assert CURVE.seconds(16, 1000) == 4.0
-    assert CURVE.seconds(160, 1000) == 40.0
+    assert CURVE.seconds(16, 1000) == pytest.approx(3.2)
+    assert CURVE.seconds(160, 1000) == pytest.approx(32.0)
     assert CURVE.seconds(160, 1000, depth=1) == 160.0
 
 
+@pytest.mark.parametrize("stalled", range(10))
+def test_one_stalled_point_does_not_turn_decisions_round(stalled):
+    """Whichever point of a probe took a hundred times as long: small reads at most three times as
+    dear as they are, and never dearer than larger ones."""
+    points = list(DEFAULT_CURVE.points)
+    bad = points[stalled]
+    points[stalled] = Point(bad.depth, bad.size_bytes, 100 * bad.seconds_per_read)
+    curve = DeviceCurve("stalled", tuple(points))
+    sizes = np.array([4096, 6144, 16384, 65536, 262144])
+    n_ops = np.full(len(sizes), 500)
+    found = curve.seconds_each(n_ops, sizes)
+    true = DEFAULT_CURVE.seconds_each(n_ops, sizes)
+    assert (np.diff(found) >= 0).all() and (found >= 0.999 * true).all()
+    assert (found <= 4 * true).all()
+    assert curve.sequential_bytes_per_s >= 0.8 * DEFAULT_CURVE.sequential_bytes_per_s
+
+
 def test_rates():
-    assert CURVE.bytes_per_s(1000) == 4000
+    assert CURVE.bytes_per_s(1000) == 5000
     assert CURVE.sequential_bytes_per_s == 15000
 
 

@@ -88,8 +88,9 @@ class Leases:
         self._picker.count_wanted(state, frames, state.segment.frame_slot[frames] < 0)
         if admit:
             self._picker.note_wanted(state, frames, clock)
-        self.stats.planes_swept += len(state.sweep()) > 0
-        self.stats.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
+        sweep, waited = state.sweep(), self.stats.wait_ns
+        self.stats.planes_swept += len(sweep) > 0
+        self.stats.bundles_read += state.source.bundles_in(sweep.n_bytes)
         at = 0
         with closing(self._frames(state)) as swept:
             for _, frame_stop in swept:
@@ -97,6 +98,8 @@ class Leases:
                 if stop > at:
                     yield Lease(0, n_items, addresses, ids[at:stop], at)
                     at = stop
+        if admit and state.due(clock):
+            self._picker.note_swept(sweep, self.stats.wait_ns - waited)
 
     def _frames(self, state: PlaneState) -> Iterator[tuple[int, int]]:
         """(start, stop): these frames are in the address table now, until the next step of the

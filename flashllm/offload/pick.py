@@ -20,7 +20,7 @@ from ..errors import ChecksumError, FlashReadError
 from ..units import MIB
 from .demand import Demand
 from .fetch import Fetcher
-from .planner import Curve, Extents
+from .planner import Curve, Extents, Paces, SweepPlan, pick_seconds, sweep_seconds
 from .state import PlaneState, Prefetch
 from .stats import StepStats
 
@@ -33,6 +33,7 @@ class Picker:
 
     def __init__(self, fetcher: Fetcher, demand: Demand, curve: Curve):
         self._fetcher, self._demand, self._curve = fetcher, demand, curve
+        self.paces = Paces()
         self.stats = StepStats()  # the store puts each step's here
 
     # ------------------------------------------------------------------------------------- pick
@@ -74,6 +75,7 @@ class Picker:
             targets[chosen] = segment.slot_address[placed]
             extents = self.extents(state, missing)
             self.stats.bundles_read += state.source.bundles_in(extents.n_bytes)
+            waited = self.stats.wait_ns
             with closing(self._demand.bring(state.source, extents, targets)) as arriving:
                 for a, b in arriving:
                     slots = segment.frame_slot[missing[a:b]]
@@ -85,6 +87,12 @@ class Picker:
                         stop = int(np.searchsorted(frame_of, missing[b]))
                     yield stop
                     segment.take_back()
+            if state.due(clock):
+                self.paces.picks.note(
+                    n_ops=len(extents), n_bytes=extents.n_bytes,
+                    estimated_s=pick_seconds(extents, self._curve),
+                    waited_s=1e-9 * (self.stats.wait_ns - waited),
+                )  # fmt: skip
         finally:
             segment.take_back()
             segment.unpin(hits)
@@ -105,7 +113,14 @@ class Picker:
             self.stats.bytes_useful += int(lengths.sum()) // state.source.per_frame
 
     def note_wanted(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
-        state.note_wanted(_distinct(frames), clock, self._curve, self.extents)
+        state.note_wanted(_distinct(frames), clock, self._curve, self.paces, self.extents)
+
+    def note_swept(self, sweep: SweepPlan, waited_ns: int) -> None:
+        """The sweep of a sparse plane was waited for so long."""
+        self.paces.sweeps.note(
+            n_ops=len(sweep), n_bytes=sweep.n_bytes,
+            estimated_s=sweep_seconds(sweep.n_bytes, self._curve), waited_s=1e-9 * waited_ns,
+        )  # fmt: skip
 
     @staticmethod
     def _end_placed(state: PlaneState, placed: np.ndarray) -> None:

@@ -8,7 +8,7 @@ Every knob is a required keyword: the caller owns the defaults.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -237,6 +237,65 @@ def worthwhile_gap(curve: Curve, *, bytes_each: int, limit: int) -> int:
     each = curve.seconds(n, bytes_each) / n
     extra = each * curve.sequential_bytes_per_s - bytes_each
     return int(min(max(extra, 0), limit))
+
+
+@dataclass(slots=True)
+class Pace:
+    """How long reads of one sort were waited for, beside what the curve says.
+
+    A curve comes from a third of a second of probing, and may have been taken while somebody else
+    had the disk.  What reads were truly waited for is known: picks that look dear and are not, or
+    sweeps that look cheap, would otherwise make the planner sweep, which reads everything, or read
+    through every gap.
+    """
+
+    n_ops: float = 0.0  # recent sums
+    n_bytes: float = 0.0
+    estimated_s: float = 0.0
+    waited_s: float = 0.0
+
+    def note(self, *, n_ops: int, n_bytes: int, estimated_s: float, waited_s: float) -> None:
+        keep = 0.9  # of the sums: about the last ten count
+        self.n_ops = keep * self.n_ops + n_ops
+        self.n_bytes = keep * self.n_bytes + n_bytes
+        self.estimated_s = keep * self.estimated_s + estimated_s
+        self.waited_s = keep * self.waited_s + waited_s
+
+    @property
+    def ratio(self) -> float:
+        """Of the curve's time; 1 until something is known."""
+        return self.waited_s / self.estimated_s if self.estimated_s else 1.0
+
+
+@dataclass(slots=True)
+class Paces:
+    """What picks and sweeps were found to take.
+
+    Only ever in favour of reading less: a sweep that is hidden behind computing is no cheaper for
+    the device, and where picks wait for other reads or for a processor, so would sweeps.
+    """
+
+    picks: Pace = field(default_factory=Pace)
+    sweeps: Pace = field(default_factory=Pace)
+
+    @property
+    def sweep(self) -> float:
+        """What to multiply the curve's time of a sweep by."""
+        return max(self.sweeps.ratio, 1.0)
+
+    @property
+    def pick(self) -> float:
+        """The same of a pick."""
+        return min(self.picks.ratio, self.sweep)
+
+    def gap(self, curve: Curve, *, bytes_each: int, limit: int) -> int:
+        """The worthwhile gap: the curve's, or less where picks waited for their bytes alone."""
+        known, picks = worthwhile_gap(curve, bytes_each=bytes_each, limit=limit), self.picks
+        if not picks.n_ops:
+            return known
+        rate = curve.sequential_bytes_per_s / self.sweep
+        found = (picks.waited_s * rate - picks.n_bytes) / picks.n_ops
+        return int(min(known, max(found, 0.0)))
 
 
 def cheaper_mode(current: str, *, pick_s: float, sweep_s: float, hysteresis: float) -> str:

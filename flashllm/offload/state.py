@@ -20,6 +20,7 @@ from .fetch import Fetch
 from .frames import FrameSource
 from .planner import (
     Curve,
+    Paces,
     SweepPlan,
     cheaper_mode,
     likely_misses,
@@ -33,7 +34,7 @@ from .sizing import MAX_GAP
 EVALUATE_EVERY = 8  # steps between two looks at a plane's costs
 HYSTERESIS = 0.8  # the other mode must cost less than this share of the current one
 # A picked read is waited for, a sweep is read ahead.  Without it a dense set would stay picked:
-# merged reads of nearly everything cost about as much as the sweep.
+# merged reads of nearly everything cost about as much as the sweep.  Not where planes begin cached.
 PICK_PENALTY = 1.5
 SMOOTHING = 0.5  # weight of the newest estimate
 
@@ -87,16 +88,22 @@ class PlaneState:
 
     # ------------------------------------------------------------------------------------- mode
 
-    def note_wanted(self, frames: np.ndarray, clock: int, curve: Curve, extents_of) -> None:
+    def due(self, clock: int) -> bool:
+        """Whether this step is one of those whose costs are looked at."""
+        return (clock + self._index) % EVALUATE_EVERY == 0 and not self.routed
+
+    def note_wanted(
+        self, frames: np.ndarray, clock: int, curve: Curve, paces: Paces, extents_of
+    ) -> None:
         """Remember what a decode step wanted (int32 frames, ascending); now and then price it."""
-        due = (clock + self._index) % EVALUATE_EVERY == 0
-        if due and not self.routed and len(frames):
-            self._price(frames, curve, extents_of)
+        if self.due(clock) and len(frames):
+            self._price(frames, curve, paces, extents_of)
         self.last_use[frames] = clock
 
-    def _price(self, frames: np.ndarray, curve: Curve, extents_of) -> None:
+    def _price(self, frames: np.ndarray, curve: Curve, paces: Paces, extents_of) -> None:
         """What this step's reads would take, picked (under LRU) and swept (prefix resident)."""
         n_slots = self.segment.n_slots
+        self.max_gap = paces.gap(curve, bytes_each=self.source.slot_bytes, limit=MAX_GAP)
         missing = likely_misses(frames, self.last_use, n_slots=n_slots)
         pick_s = pick_seconds(extents_of(self, missing), curve)
         _, lengths = self.source.places(slice(n_slots, None))
@@ -104,13 +111,13 @@ class PlaneState:
         before = pick_s if self.pick_s is None else self.pick_s
         self.pick_s = before + SMOOTHING * (pick_s - before)
 
-    def better_mode(self) -> str:
-        """The mode for the next steps."""
+    def better_mode(self, paces: Paces, penalty: float) -> str:
+        """The mode for the next steps, where a picked second counts `penalty` swept ones."""
         if self.pick_s is None:  # never priced: too early, or routed
             return self.mode
         return cheaper_mode(
-            self.mode, pick_s=PICK_PENALTY * self.pick_s, sweep_s=self.sweep_s,
-            hysteresis=HYSTERESIS,
+            self.mode, pick_s=penalty * paces.pick * self.pick_s,
+            sweep_s=paces.sweep * self.sweep_s, hysteresis=HYSTERESIS,
         )  # fmt: skip
 
     # ----------------------------------------------------------------------------------- upkeep

@@ -37,7 +37,7 @@ from .sizing import (
     sparse_planes,
     stage_areas,
 )
-from .state import PlaneState, make_states
+from .state import PICK_PENALTY, PlaneState, make_states
 from .stats import StepStats
 from .stream import Stream
 
@@ -58,7 +58,8 @@ class WeightStore:
     demand_bytes    transient area for reads on demand
     decode_threads  threads that decode, if any plane is coded
     mode            "adaptive", or "sweep" or "cached" to hold all sparse planes in one mode
-    begin_cached    under "adaptive" sparse planes begin cached, not swept: little of them is wanted
+    begin_cached    under "adaptive" sparse planes begin cached, not swept, and stay so where it
+                    costs the same: little of them is wanted
     debug           check every invariant at the end of every step
     """
 
@@ -92,6 +93,7 @@ class WeightStore:
         self._clock = 0  # decode steps so far
         self._admit = True
         self._adaptive, self._debug = mode == "adaptive", debug
+        self._pick_penalty = 1.0 if begin_cached else PICK_PENALTY
         self._closed, self._pid = False, os.getpid()
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
         self._total = StepStats()
@@ -222,8 +224,10 @@ class WeightStore:
         for state in self._sparse:
             if state.prefetch is not None and not self._picked_now(state):
                 self._picker.settle(state, self._clock)
-            if self._adaptive and (better := state.better_mode()) != state.mode:
-                self._change_mode(state, better)
+            if self._adaptive:
+                better = state.better_mode(self._picker.paces, self._pick_penalty)
+                if better != state.mode:
+                    self._change_mode(state, better)
         self._stream.follow(self._sweeps(order) + self._sweeps(next_order or ()))
 
     def _sweeps(self, order: tuple[str, ...]) -> list[SweepPlan]:

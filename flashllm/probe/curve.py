@@ -39,7 +39,12 @@ class Point:
 @dataclass(frozen=True)
 class DeviceCurve:
     """Points sorted by depth and size; between sizes the cost of a read is linear in its bytes,
-    below the smallest it is constant, above the largest the last rate goes on."""
+    below the smallest it is constant, above the largest the last rate goes on.
+
+    A probe's noise only ever adds time, and one stalled point must not turn decisions round.  So
+    no read is taken to cost more than a larger one at the same depth, nor than the same read with
+    fewer in flight.
+    """
 
     name: str
     points: tuple[Point, ...]
@@ -62,13 +67,17 @@ class DeviceCurve:
         return float(self._per_read(np.asarray([bytes_each], float), known[-1])[0])
 
     def _per_read(self, bytes_each: np.ndarray, depth: int) -> np.ndarray:
-        """Seconds per read at one of the measured depths."""
-        points = [p for p in self.points if p.depth == depth]
-        sizes = np.array([p.size_bytes for p in points], float)
-        # Noise must not make a larger read look cheaper: a planner would inflate its reads.
-        costs = np.maximum.accumulate([p.seconds_per_read for p in points])
-        beyond = np.maximum(bytes_each / sizes[-1], 1.0)
-        return np.interp(bytes_each, sizes, costs) * beyond
+        """Seconds per read at one of the measured depths, by the least of the lower ones' too."""
+        found = np.full(np.shape(bytes_each), np.inf)
+        for known in self.depths:
+            if known > depth:
+                break
+            points = [p for p in self.points if p.depth == known]
+            sizes = np.array([p.size_bytes for p in points], float)
+            costs = np.minimum.accumulate([p.seconds_per_read for p in reversed(points)])[::-1]
+            beyond = np.maximum(bytes_each / sizes[-1], 1.0)
+            found = np.minimum(found, np.interp(bytes_each, sizes, costs) * beyond)
+        return found
 
     def seconds(self, n_ops: float, bytes_each: float, *, depth: int = 16) -> float:
         """Elapsed seconds of `n_ops` reads of `bytes_each`, at most `depth` in flight.
