@@ -47,6 +47,19 @@ def test_frames_used_equals_the_obvious(per_frame, shuffled):
         assert uses.n_active[slots].tolist() == [at.count(f) for f in sorted(set(at))]
 
 
+@pytest.mark.parametrize("per_frame, unit", [(1, 4), (3, 2), (4, 4), (4, 8), (7, 3)])
+def test_a_unit_is_wanted_whole(per_frame, unit):
+    bits, first, ids = random_active(3)
+    order = np.random.default_rng(4).permutation(40)
+    uses = frames_used(first, ids, n_bundles=40, per_frame=per_frame, unit=unit, order=order)
+    for t, wanted in enumerate(uses.steps()):
+        active = [at for at in range(40) if bits[t, order[at]]]
+        whole = [at for at in range(40) if any(at // unit == other // unit for other in active)]
+        assert wanted.tolist() == sorted({at // per_frame for at in whole})
+        counts = uses.n_active[uses.first[t] : uses.first[t + 1]].tolist()
+        assert counts == [sum(at // per_frame == f for at in active) for f in wanted]
+
+
 @pytest.mark.parametrize("name", POLICIES.names())
 @pytest.mark.parametrize("n_slots", [1, 4, 9, 20, 40])
 def test_replay_misses_what_the_slow_cache_misses(name, n_slots):
@@ -178,7 +191,8 @@ def test_the_verb_prints_a_table_or_json(capsys):
     "args",
     [
         ["--policy", "clock"], ["--cache", "0%"], ["--cache", "much"], ["--cache", "101%"],
-        ["--per-frame", "0"], ["--per-frame", "x"], ["--curve", "drum"], ["--bundle-bytes", "-"],
+        ["--per-frame", "0"], ["--per-frame", "x"],
+        ["--unit", "0"], ["--curve", "drum"], ["--bundle-bytes", "-"],
         ["--order", str(TRACES / "demo-books-fit.fltrace")],
     ],
 )  # fmt: skip

@@ -21,6 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", default="all", help="all, or names with commas between")
     parser.add_argument("--cache", default="5%,10%,25%,50%", help="shares of each layer's frames")
     parser.add_argument("--per-frame", default="1", help="bundles per frame; commas between")
+    parser.add_argument("--unit", default="1", help="neighbouring bundles predicted together; "
+                        "commas between")
     parser.add_argument("--bundle-bytes", help="imagine bundles of this size; default: as recorded")
     parser.add_argument("--order", metavar="TRACE", help="also lay bundles out by another trace")
     parser.add_argument("--curve", default="all",
@@ -36,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
         "policies": POLICIES.names() if args.policy == "all" else args.policy.split(","),
         "caches": [share(word) for word in args.cache.split(",")],
         "curves": curves,
+        "units": [_number(word, "--unit") for word in args.unit.split(",")],
         "bundle_bytes": None if args.bundle_bytes is None else parse_size(args.bundle_bytes),
     }
     rows = []
@@ -61,14 +64,14 @@ def fitted_orders(trace, path: str, per_frame: int) -> list:
 
 def show(rows: list[Row], curves: list[str]) -> None:
     """A table; `ms` per device and, after the stroke, what reading in sequence would take."""
-    head = f"{'order':7} {'frame':>14} {'cache':>6} {'policy':7} {'hits':>6} {'>belady':>8} "
-    head += f"{'reads':>8} {'bytes':>10} {'useful':>7}"
+    head = f"{'order':7} {'unit':>4} {'frame':>14} {'cache':>6} {'policy':7} {'hits':>6} "
+    head += f"{'>belady':>8} {'reads':>8} {'bytes':>10} {'useful':>7}"
     print(head + "".join(f"{name + ' ms':>18}" for name in curves) + "   (per token)")
     for row in rows:
         frame = f"{row.per_frame} x {format_size(row.frame_bytes // row.per_frame)}"
         over = "-" if row.above_belady is None else f"{100 * row.above_belady:.0f} %"
         useful = "-" if row.useful is None else f"{100 * row.useful:.0f} %"
-        line = (f"{row.order:7} {frame:>14} {100 * row.cache:>4.0f} % {row.policy:7} "
+        line = (f"{row.order:7} {row.unit:>4} {frame:>14} {100 * row.cache:>4.0f} % {row.policy:7} "
                 f"{100 * row.hit_rate:>5.1f}% {over:>8} {row.ops_per_token:>8.1f} "
                 f"{format_size(round(row.bytes_per_token)):>10} {useful:>7}")
         print(line + "".join(f"{row.ms[name]:>9.2f} /{row.sweep_ms[name]:>7.2f}"

@@ -47,11 +47,12 @@ class Misses:
 
 
 def frames_used(
-    first: np.ndarray, ids: np.ndarray, *, n_bundles: int, per_frame: int,
+    first: np.ndarray, ids: np.ndarray, *, n_bundles: int, per_frame: int, unit: int = 1,
     order: np.ndarray | None = None,
 ) -> Uses:  # fmt: skip
     """Frames of `per_frame` bundles that each token wants; first and ids as Trace.active gives.
 
+    unit   bundles that are predicted together, neighbours in the file: one active, all wanted
     order  which bundle lies at each place of the file; None: bundle b at place b
     """
     place = ids
@@ -61,7 +62,15 @@ def frames_used(
         place = inverse[ids]
     n_frames = -(-n_bundles // per_frame)
     token = np.repeat(np.arange(len(first) - 1, dtype=np.int64), np.diff(first))
-    keys, n_active = np.unique(token * n_frames + place // per_frame, return_counts=True)
+    active = token * n_frames + place // per_frame
+    keys, n_active = np.unique(active, return_counts=True)
+    if per_frame % unit:  # a unit reaches beyond the frame of its active bundle
+        members = (place // unit * unit)[:, None] + np.arange(unit)
+        wanted = token[:, None] * n_frames + np.minimum(members, n_bundles - 1) // per_frame
+        every = np.unique(wanted)
+        n_active = np.zeros(len(every), np.int64)
+        np.add.at(n_active, np.searchsorted(every, active), 1)
+        keys = every
     counts = np.bincount(keys // n_frames, minlength=len(first) - 1)
     first = np.concatenate(([0], np.cumsum(counts)))
     return Uses(first, (keys % n_frames).astype(np.int32), n_active, n_frames)

@@ -1,13 +1,15 @@
 """Trace x order x frame size x cache x policy -> a table of hits, bytes, operations and time.
 
 Every layer has its own cache of the same share of its frames, as the engine's segments have; caches
-live on from one context of the trace to the next.  Exact mode: what is wanted is what is active.
+live on from one context of the trace to the next.  What is wanted is what is active, as in exact
+mode, or the units of neighbouring bundles in which something is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ class Row:
     """
 
     order: str
+    unit: int
     per_frame: int
     frame_bytes: int
     cache: float
@@ -60,6 +63,7 @@ def simulate(
     curves: Sequence[SimulationCurve],
     orders: dict[str, Sequence[np.ndarray] | None] | None = None,
     bundle_bytes: int | None = None,
+    units: Sequence[int] = (1,),
 ) -> list[Row]:
     """A row per configuration, in the order of the arguments.
 
@@ -68,19 +72,21 @@ def simulate(
     per_frames    bundles per frame
     orders        name -> per layer the bundle at each place; None: as recorded (the default)
     bundle_bytes  what a bundle would take, for imagining a wider model; default: as recorded
+    units         bundles predicted together, without error: one active, all wanted
     """
     for name in policies:
         POLICIES[name]  # noqa: B018 (raises with the known names)
     if not policies or not curves or any(not 0 < share <= 1 for share in caches):
         raise UsageError("a simulation needs policies, curves, and caches in (0, 100] %")
-    if any(n < 1 for n in per_frames):
-        raise UsageError(f"frames hold one or more bundles, not {list(per_frames)}")
+    for what, sizes in (("frames hold", per_frames), ("units are", units)):
+        if not sizes or any(n < 1 for n in sizes):
+            raise UsageError(f"{what} one or more bundles, not {list(sizes)}")
     active = [trace.active(layer) for layer in range(len(trace.layers))]
     rows = []
     for order_name, order in (orders or {"file": None}).items():
-        for per_frame in per_frames:
+        for per_frame, unit in product(per_frames, units):
             used = [
-                frames_used(first, ids, n_bundles=info.n_bundles, per_frame=per_frame,
+                frames_used(first, ids, n_bundles=info.n_bundles, per_frame=per_frame, unit=unit,
                             order=None if order is None else order[layer])
                 for layer, (info, (first, ids)) in enumerate(zip(trace.layers, active, strict=True))
             ]  # fmt: skip
@@ -92,7 +98,8 @@ def simulate(
             for share in caches:
                 rows += _policies(
                     trace.n_tokens, used, sizes, bundles, share, policies, curves,
-                    {"order": order_name, "per_frame": per_frame, "cache": share},
+                    {"order": order_name, "unit": unit, "per_frame": per_frame,
+                     "cache": share},
                 )  # fmt: skip
     return rows
 
