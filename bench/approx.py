@@ -1,14 +1,16 @@
 """Approximate mode against exact mode at a cap that does not hold the deciding matrix.
 
-    python bench/approx.py WORKDIR --text books-valid.txt --prepare  # once; 4 GiB of files
+    python bench/approx.py WORKDIR --text books-valid.txt --prepare  # once; 6 GiB of files
     python bench/approx.py WORKDIR --text books-valid.txt --out bench/results/approx-45
     python bench/approx.py WORKDIR …  --more                             # another repeat, same card
+    python bench/approx.py WORKDIR … --apart --out bench/results/approx-45-apart
 
 The model is the bundled one inflated to 1 GiB: jittered copies, neurons and channels in random
-order, attention a third of the weights.  Order and predictors are fitted on the text's start; the
-prompt is taken from far behind it.  Every cell is a fresh process in a memory cgroup of exactly the
-cap with a cold page cache (mincore); cells are interleaved.  Copies of a neuron fire together,
-which flatters every order by co-activation: the card says so.
+order, attention a third of the weights.  Copies of a neuron fire together, which flatters every
+order by co-activation; with --apart they do not (conversion/inflate.py).  Order and predictors are
+fitted on the text's start; the prompt is taken from far behind it.  Predictors are fitted once, to
+the random order, and carried to the others (carry_fit.py).  Every cell is a fresh process in a
+memory cgroup of exactly the cap with a cold page cache (mincore); cells are interleaved.
 """
 
 from __future__ import annotations
@@ -18,9 +20,11 @@ import json
 import statistics
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from carry_fit import carry  # noqa: E402
 from frontier import machine, run_cell  # noqa: E402
 
 from flashllm import LLM, __version__  # noqa: E402
@@ -28,41 +32,63 @@ from flashllm.bundled import bundled_model  # noqa: E402
 from flashllm.conversion.convert import convert  # noqa: E402
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation  # noqa: E402
 from flashllm.conversion.opening import open_source  # noqa: E402
+from flashllm.conversion.relayout import orders_from  # noqa: E402
+from flashllm.tracing import read_trace  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 
 # Sixteen times the bundled model's layers would be narrow; ten times its width and twice its depth
 # keep the proportions of a real one.
 INFLATION = Inflation(channels=10, neurons=10, kv_groups=26, extra_layers=6)
-FIT_TOKENS = 768
+TRACE_TOKENS, FIT_TOKENS = 768, 4096
 PROMPT_AT, PROMPT_TOKENS = 1_500_000, 12  # characters into the text; tokens
 APPROX = ["--mode", "approx"]
-# label -> (file, arguments)
+# label -> (layout, arguments); a number: bundles per frame, else the container's default
 CELLS = {
-    "exact, random order": ("split-random.flash", []),
-    "exact, fitted order": ("split-fitted.flash", []),
-    "approx, random order": ("all-random.flash", APPROX),
-    "approx, fitted order": ("all-fitted.flash", APPROX),
-    "approx, fitted order, no audit": ("all-fitted.flash", [*APPROX, "--audit", "0"]),
+    "exact, random order": ("split-random", []),
+    "exact, fitted order": ("split-fitted", []),
+    "approx, random order": ("all-random", APPROX),
+    "approx, fitted order": ("all-fitted", APPROX),
+    "approx, fitted order, no audit": ("all-fitted", [*APPROX, "--audit", "0"]),
+    "approx, random order, no audit": ("all-random", [*APPROX, "--audit", "0"]),
+    "approx, fitted order, frames of 4, no audit": ("all-fitted-4", [*APPROX, "--audit", "0"]),
+    "exact, fitted order, frames of 1": ("split-fitted-1", []),
 }
-BASE, JUDGED = "exact, fitted order", "approx, fitted order"
+BASE = "exact, fitted order"
+ABOUT = {
+    False: "**Copies of a neuron fire together**: an order by co-activation finds them, and looks "
+    "better here than on a real large model.",
+    True: "**Copies of a neuron do not fire together**: two of ten carry it, the others are decoys "
+    "that fire as often as real neurons, two by two.",
+}
 
 
-def prepare(work: Path, text: Path, recall: float) -> None:
-    """The four containers, the trace of the first, and fits of those that decode approximately."""
-    made = {label: work / name for label, (name, _) in CELLS.items()}
-    first, trace = made["exact, random order"], work / "fit.fltrace"
+def file_of(work: Path, apart: bool, layout: str) -> Path:
+    return work / f"{'apart' if apart else 'together'}-{layout}.flash"
+
+
+def prepare(work: Path, text: Path, recall: float, apart: bool) -> None:
+    """The containers, the trace of the first, and fits of those that decode approximately."""
+    made = {name: file_of(work, apart, name) for name, _ in CELLS.values()}
+    first, trace = made["split-random"], file_of(work, apart, "fit").with_suffix(".fltrace")
     if not first.exists():
         with open_source(bundled_model()) as source:
-            convert(InflatedCheckpoint(source, INFLATION), first, quant="int8", codec="raw")
-    verb(["trace", first, "--text", text, "--tokens", FIT_TOKENS, "--window", 256], trace)
-    order = ["--trace", trace]
-    verb(["relayout", first, *order], made["exact, fitted order"])
-    verb(["relayout", first, "--bundle", "all", "--per-frame", 1], made["approx, random order"])
-    verb(["relayout", first, *order, "--bundle", "all", "--per-frame", 1],
-         made["approx, fitted order"])  # fmt: skip
-    for label in ("approx, random order", "approx, fitted order"):
-        out = Path(f"{made[label]}.fit")
-        verb(["fit", made[label], "--text", text, "--recall", recall], out)
+            inflated = InflatedCheckpoint(source, replace(INFLATION, apart=apart))
+            convert(inflated, first, quant="int8", codec="raw")
+    verb(["trace", first, "--text", text, "--tokens", TRACE_TOKENS, "--window", 256], trace)
+    every, order, single = ["--bundle", "all"], ["--trace", trace], ["--per-frame", 1]
+    verb(["relayout", first, *order], made["split-fitted"])
+    verb(["relayout", first, *order, *single], made["split-fitted-1"])
+    verb(["relayout", first, *every, *single], made["all-random"])
+    verb(["relayout", first, *order, *every, *single], made["all-fitted"])
+    verb(["relayout", first, *order, *every, "--per-frame", 4], made["all-fitted-4"])
+    fit = Path(f"{made['all-random']}.fit")
+    verb(["fit", made["all-random"], "--text", text, "--recall", recall, "--tokens", FIT_TOKENS],
+         fit)  # fmt: skip
+    recorded = read_trace(trace)
+    for name, n in (("all-fitted", 1), ("all-fitted-4", 4)):
+        if not Path(f"{made[name]}.fit").exists():
+            orders = orders_from(recorded, {info.plane: n for info in recorded.layers})
+            carry(fit, Path(f"{made[name]}.fit"), made[name], orders)
 
 
 def verb(words: list, out: Path) -> None:
@@ -87,14 +113,22 @@ def main() -> int:
     parser.add_argument("--cap", default="45%")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--tokens", type=int, default=24)
+    parser.add_argument("--apart", action="store_true", help="copies that do not co-fire")
+    parser.add_argument("--cells", help="only those whose labels begin so (| between); and exact "
+                        "mode in fitted order, to which ratios are")
     parser.add_argument("--prepare", action="store_true", help="make the files and end")
     parser.add_argument("--more", action="store_true", help="add repeats to the card")
     parser.add_argument("--out", type=Path, help="card without suffix")
     args = parser.parse_args()
     if args.prepare:
-        prepare(args.work, args.text, args.recall)
+        prepare(args.work, args.text, args.recall, args.apart)
         return 0
-    base = args.work / CELLS[BASE][0]
+    cells = {
+        label: (file_of(args.work, args.apart, name), extra)
+        for label, (name, extra) in CELLS.items()
+        if args.cells is None or label == BASE or label.startswith(tuple(args.cells.split("|")))
+    }
+    base = cells[BASE][0]
     cap = parse_size(args.cap, whole_bytes=base.stat().st_size)
     prompt = prompt_ids(base, args.text)
     settings = ["--n-context", "128", "--prefill-chunk", "12", "--storage", "direct",
@@ -105,14 +139,14 @@ def main() -> int:
         runs = json.loads(card_path.read_text())["runs"]
     first = 1 + max((run["repeat"] for some in runs.values() for run in some), default=-1)
     for repeat in range(first, first + args.repeats):
-        for label, (name, extra) in CELLS.items():
-            needs = [args.work / name, *([args.work / f"{name}.fit"] if extra else [])]
+        for label, (model, extra) in cells.items():
+            needs = [model, *([Path(f"{model}.fit")] if extra else [])]
             if not all(path.exists() for path in needs):
                 print(f"left out, not prepared: {label}", flush=True)
                 continue
             if extra:
                 extra = [*extra, "--recall", str(args.recall)]
-            run = run_cell(args.work / name, cap, args.tokens, [*settings, *extra], prompt)
+            run = run_cell(model, cap, args.tokens, [*settings, *extra], prompt)
             runs.setdefault(label, []).append({**run, "repeat": repeat})
             speed = run.get("tokens_per_s")
             print(repeat, label, run.get("stderr", "")[-500:] if speed is None else speed,
@@ -124,7 +158,8 @@ def main() -> int:
 
 def write(args: argparse.Namespace, cap: int, runs: dict, about: dict) -> None:
     card = {
-        "command": " ".join(sys.argv), "flashllm": __version__, "cap": args.cap,
+        "command": " ".join(sys.argv), "flashllm": __version__, "apart": args.apart,
+        "cap": args.cap,
         "cap_bytes": cap, "tokens": args.tokens, "recall": args.recall,
         "machine": about, "runs": runs,
         "rows": [row(label, runs, args.tokens) for label in CELLS if label in runs],
@@ -187,8 +222,7 @@ def table(card: dict) -> str:
     lines = [
         "# Approximate mode at a cap that does not hold the deciding matrix", "",
         "The bundled squared-ReLU model inflated to 1.05 GiB (int8, jittered copies, channels and "
-        "neurons in random order, attention a third). **Copies of a neuron fire together**: an "
-        "order by co-activation finds them, and looks better here than on a real large model.",
+        "neurons in random order, attention a third). " + ABOUT[card["apart"]],
         f"Cap {card['cap']} of the file = {cap:.0f} MiB, a memory cgroup of exactly that size, "
         f"cold page cache; {card['tokens']} tokens sampled with one seed after a prompt of "
         f"{PROMPT_TOKENS}; order and predictors fitted on other text, asked recall "

@@ -192,13 +192,24 @@ def test_the_verb_prints_a_table_or_json(capsys):
     [
         ["--policy", "clock"], ["--cache", "0%"], ["--cache", "much"], ["--cache", "101%"],
         ["--per-frame", "0"], ["--per-frame", "x"],
-        ["--unit", "0"], ["--curve", "drum"], ["--bundle-bytes", "-"],
+        ["--unit", "0"], ["--policy", "lfu:2"], ["--policy", "lru:3"], ["--policy", "window:x"],
+         ["--curve", "drum"], ["--bundle-bytes", "-"],
         ["--order", str(TRACES / "demo-books-fit.fltrace")],
     ],
 )  # fmt: skip
 def test_what_cannot_be_simulated(args, capsys):
     assert main(["simulate", str(TRACES / "stories-test.fltrace"), *args]) == 2
     assert "flashllm:" in capsys.readouterr().err
+
+
+def test_a_policys_option_is_its_argument():
+    trace = read_trace(TRACES / "stories-test.fltrace")
+    names = ["window", "window:5", "window:1", "lfu:0.9", "lfu", "lfu:0.5"]
+    rows = simulate(trace, policies=names, caches=[0.5], per_frames=[1],
+                    curves=[CURVES["default"]])  # fmt: skip
+    found = {row.policy: row.misses for row in rows}
+    assert found["window"] == found["window:5"] != found["window:1"]
+    assert found["lfu"] == found["lfu:0.9"] != found["lfu:0.5"]
 
 
 def test_slots_and_their_bounds():

@@ -18,7 +18,8 @@ from ..units import format_size, parse_size
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("trace", help="a .fltrace file")
-    parser.add_argument("--policy", default="all", help="all, or names with commas between")
+    parser.add_argument("--policy", default="all", help="all, or names with commas between; "
+                        "window:TOKENS and lfu:DECAY for others than the default")
     parser.add_argument("--cache", default="5%,10%,25%,50%", help="shares of each layer's frames")
     parser.add_argument("--per-frame", default="1", help="bundles per frame; commas between")
     parser.add_argument("--unit", default="1", help="neighbouring bundles predicted together; "
@@ -64,14 +65,14 @@ def fitted_orders(trace, path: str, per_frame: int) -> list:
 
 def show(rows: list[Row], curves: list[str]) -> None:
     """A table; `ms` per device and, after the stroke, what reading in sequence would take."""
-    head = f"{'order':7} {'unit':>4} {'frame':>14} {'cache':>6} {'policy':7} {'hits':>6} "
+    head = f"{'order':7} {'unit':>4} {'frame':>14} {'cache':>6} {'policy':9} {'hits':>6} "
     head += f"{'>belady':>8} {'reads':>8} {'bytes':>10} {'useful':>7}"
     print(head + "".join(f"{name + ' ms':>18}" for name in curves) + "   (per token)")
     for row in rows:
         frame = f"{row.per_frame} x {format_size(row.frame_bytes // row.per_frame)}"
         over = "-" if row.above_belady is None else f"{100 * row.above_belady:.0f} %"
         useful = "-" if row.useful is None else f"{100 * row.useful:.0f} %"
-        line = (f"{row.order:7} {row.unit:>4} {frame:>14} {100 * row.cache:>4.0f} % {row.policy:7} "
+        line = (f"{row.order:7} {row.unit:>4} {frame:>14} {100 * row.cache:>4.0f} % {row.policy:9} "
                 f"{100 * row.hit_rate:>5.1f}% {over:>8} {row.ops_per_token:>8.1f} "
                 f"{format_size(round(row.bytes_per_token)):>10} {useful:>7}")
         print(line + "".join(f"{row.ms[name]:>9.2f} /{row.sweep_ms[name]:>7.2f}"

@@ -34,6 +34,7 @@ def flash_figures(totals: Totals) -> dict[str, Any]:
         "reads": counters.get("reads", 0),
         "decode_reads": decoding.get("reads", 0),
         "bytes_useful": counters.get("bytes_useful", 0),
+        "decode_bytes_useful": decoding.get("bytes_useful", 0),
         "hits": hits,
         "misses": misses,
         "hit_rate": hits / (hits + misses) if hits + misses else None,

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from ..cache import POLICIES
+from ..cache import POLICIES, Policy
 from ..errors import UsageError
 from ..offload.state import MAX_GAP
 from ..tracing import Trace
@@ -67,7 +67,8 @@ def simulate(
 ) -> list[Row]:
     """A row per configuration, in the order of the arguments.
 
-    policies      names of cache.POLICIES; with "belady" among them distances from it are known
+    policies      names of cache.POLICIES, some with an option (`policy_of`); with "belady" among
+                  them distances from it are known
     caches        shares of each layer's frames that are cached, above 0 and at most 1
     per_frames    bundles per frame
     orders        name -> per layer the bundle at each place; None: as recorded (the default)
@@ -75,7 +76,7 @@ def simulate(
     units         bundles predicted together, without error: one active, all wanted
     """
     for name in policies:
-        POLICIES[name]  # noqa: B018 (raises with the known names)
+        policy_of(name)
     if not policies or not curves or any(not 0 < share <= 1 for share in caches):
         raise UsageError("a simulation needs policies, curves, and caches in (0, 100] %")
     for what, sizes in (("frames hold", per_frames), ("units are", units)):
@@ -151,7 +152,27 @@ def _policies(n_tokens, used, sizes, bundles, share, policies, curves, said) -> 
 
 def _misses(used: list[Uses], share: float, name: str) -> list:
     found = []
+    kind, options = policy_of(name)
     for uses in used:
-        extra = {"future": uses.steps()} if name == "belady" else {}
-        found.append(replay(uses, POLICIES[name](slots_for(share, uses.n_frames), **extra)))
+        extra = {"future": uses.steps()} if name == "belady" else options
+        found.append(replay(uses, kind(slots_for(share, uses.n_frames), **extra)))
     return found
+
+
+def policy_of(name: str) -> tuple[type[Policy], dict[str, Any]]:
+    """Class and arguments of `lru`, or of `window:8` (its tokens) and `lfu:0.95` (its decay).
+
+    UnknownNameError for another name, UsageError for an option that cannot be.
+    """
+    kind, _, option = name.partition(":")
+    found = POLICIES[kind]
+    if not option:
+        return found, {}
+    try:
+        if kind == "window" and int(option) > 0:
+            return found, {"k": int(option)}
+        if kind == "lfu" and 0 < float(option) <= 1:
+            return found, {"decay": float(option)}
+    except ValueError:
+        pass
+    raise UsageError(f"policy {name!r}: options are window:TOKENS and lfu:DECAY")

@@ -33,10 +33,12 @@ def _fill(bits: np.ndarray, size: int, *, follow: bool = False) -> list[np.ndarr
     by the group before it instead of by weight.
 
     `shared` counts, for every column, its tokens among the group's; a newcomer adds only the rows
-    of tokens that are new to the group, which keeps a layer of 1536 at a second.
+    of tokens that are new to the group.
     """
     n = bits.shape[1]
     weight = np.count_nonzero(bits, axis=0).astype(np.float32)
+    if size == 1 and not follow:
+        return [np.array([i]) for i in np.argsort(-weight, kind="stable")]
     counted = bits.view(np.uint8)
     left, groups = np.ones(n, bool), []
     shared, union = np.zeros(n, np.float32), np.zeros(len(bits), bool)
@@ -50,7 +52,8 @@ def _fill(bits: np.ndarray, size: int, *, follow: bool = False) -> list[np.ndarr
             if not group:
                 shared, union = np.zeros(n, np.float32), np.zeros(len(bits), bool)
             new = np.flatnonzero(bits[:, best] & ~union)
-            shared += counted[new].sum(axis=0, dtype=np.int32)
+            for at in range(0, len(new), 255):  # bytes add up to 255, sixteen times as fast
+                shared += counted[new[at : at + 255]].sum(axis=0, dtype=np.uint8)
             union[new] = True
             left[best] = False
             group.append(best)
