@@ -77,18 +77,19 @@ def prepare(work: Path, text: Path, recall: float, apart: bool) -> None:
     verb(["trace", first, "--text", text, "--tokens", TRACE_TOKENS, "--window", 256], trace)
     every, order, single = ["--bundle", "all"], ["--trace", trace], ["--per-frame", 1]
     verb(["relayout", first, *order], made["split-fitted"])
-    verb(["relayout", first, *order, *single], made["split-fitted-1"])
     verb(["relayout", first, *every, *single], made["all-random"])
     verb(["relayout", first, *order, *every, *single], made["all-fitted"])
-    verb(["relayout", first, *order, *every, "--per-frame", 4], made["all-fitted-4"])
+    verb(["relayout", made["all-fitted"], "--bundle", "split", *single], made["split-fitted-1"])
+    verb(["relayout", made["all-fitted"], "--per-frame", 4], made["all-fitted-4"])
     fit = Path(f"{made['all-random']}.fit")
     verb(["fit", made["all-random"], "--text", text, "--recall", recall, "--tokens", FIT_TOKENS],
          fit)  # fmt: skip
-    recorded = read_trace(trace)
-    for name, n in (("all-fitted", 1), ("all-fitted-4", 4)):
-        if not Path(f"{made[name]}.fit").exists():
-            orders = orders_from(recorded, {info.plane: n for info in recorded.layers})
-            carry(fit, Path(f"{made[name]}.fit"), made[name], orders)
+    fits = {name: Path(f"{made[name]}.fit") for name in ("all-fitted", "all-fitted-4")}
+    if not all(path.exists() for path in fits.values()):
+        recorded = read_trace(trace)
+        orders = orders_from(recorded, {info.plane: 1 for info in recorded.layers})
+        for name, path in fits.items():
+            carry(fit, path, made[name], orders)
 
 
 def verb(words: list, out: Path) -> None:
