@@ -32,8 +32,6 @@ from flashllm.bundled import bundled_model  # noqa: E402
 from flashllm.conversion.convert import convert  # noqa: E402
 from flashllm.conversion.inflate import InflatedCheckpoint, Inflation  # noqa: E402
 from flashllm.conversion.opening import open_source  # noqa: E402
-from flashllm.conversion.relayout import orders_from  # noqa: E402
-from flashllm.tracing import read_trace  # noqa: E402
 from flashllm.units import MIB, parse_size  # noqa: E402
 
 # Sixteen times the bundled model's layers would be narrow; ten times its width and twice its depth
@@ -52,6 +50,8 @@ CELLS = {
     "approx, random order, no audit": ("all-random", [*APPROX, "--audit", "0"]),
     "approx, fitted order, frames of 4, no audit": ("all-fitted-4", [*APPROX, "--audit", "0"]),
     "exact, fitted order, frames of 1": ("split-fitted-1", []),
+    "exact, fitted order, lru": ("split-fitted", ["--policy", "lru"]),
+    "exact, fitted order, lfu": ("split-fitted", ["--policy", "lfu"]),
 }
 BASE = "exact, fitted order"
 ABOUT = {
@@ -84,12 +84,9 @@ def prepare(work: Path, text: Path, recall: float, apart: bool) -> None:
     fit = Path(f"{made['all-random']}.fit")
     verb(["fit", made["all-random"], "--text", text, "--recall", recall, "--tokens", FIT_TOKENS],
          fit)  # fmt: skip
-    fits = {name: Path(f"{made[name]}.fit") for name in ("all-fitted", "all-fitted-4")}
-    if not all(path.exists() for path in fits.values()):
-        recorded = read_trace(trace)
-        orders = orders_from(recorded, {info.plane: 1 for info in recorded.layers})
-        for name, path in fits.items():
-            carry(fit, path, made[name], orders)
+    for name in ("all-fitted", "all-fitted-4"):
+        if not Path(f"{made[name]}.fit").exists():
+            carry(made["all-random"], made[name])
 
 
 def verb(words: list, out: Path) -> None:

@@ -1,10 +1,11 @@
 """Predictors fitted to a container, for the same neurons in another order.
 
-    carry(fit, out, container, orders)
+    carry(fitted, container)     # writes container.fit from fitted.fit
 
 A fit names bundles by their place, so that a container in another order needs another; fitting a
-layer of 15360 neurons takes a minute.  Nothing is fitted here: rows move, and the columns of a low
-rank's B, which are in groups of 32 with one scale, are rounded once more (to the same type).
+layer of 15360 neurons takes a minute.  Nothing is fitted here: neurons of both containers are
+matched by their bytes, rows move, and the columns of a low rank's B, which are in groups of 32 with
+one scale, are rounded once more (to the same type).
 """
 
 from __future__ import annotations
@@ -15,29 +16,50 @@ from pathlib import Path
 import numpy as np
 
 from flashllm.calibration.fit_writer import FitWriter
-from flashllm.container import open_container
+from flashllm.container import Container, open_container
+from flashllm.conversion.from_container import PlaneReader
 from flashllm.kernels.base import low_bit_row_bytes
-from flashllm.predictors.fit import open_fit
+from flashllm.predictors.fit import fit_path, open_fit
 from flashllm.predictors.low_bit import LowBitPredictor
 from flashllm.predictors.low_rank import LowRankPredictor
 from flashllm.predictors.scores import FittedLayer
 from flashllm.quant import WEIGHT_TYPES
 
+KEY_BYTES = 64  # of a bundle; that whole bundles agree is checked
 
-def carry(fit: Path, out: Path, container: Path, orders: dict[int, np.ndarray]) -> None:
-    """Write the fit of `container` to `out`; orders[layer][i]: which of the bundles as `fit` has
-    them lies at place i of the container."""
-    old = open_fit(fit)
-    with open_container(container) as opened:
-        digest = opened.digest
-    raw = fit.read_bytes()
-    with FitWriter(out) as writer:
+def carry(fitted: Path, container: Path) -> None:
+    """Both have all pieces of a neuron in its bundle, which no two neurons have alike."""
+    old, raw = open_fit(fit_path(fitted)), fit_path(fitted).read_bytes()
+    with (
+        open_container(fitted) as before,
+        open_container(container) as after,
+        FitWriter(fit_path(container)) as writer,
+    ):
+        old.require(before.digest)
         numbers = []
         for layer in old.layers:
+            order = order_between(before, after, f"layers.{layer.layer}.ffn")
             section = np.frombuffer(raw, np.uint8, layer.n_bytes, layer.offset)
             moved = _low_rank if layer.kind == LowRankPredictor.name else _low_bit
-            numbers.append(writer.add(layer, moved(layer, section, orders[layer.layer])))
-        writer.commit(replace(old.header, model=digest), numbers)
+            numbers.append(writer.add(layer, moved(layer, section, order)))
+        writer.commit(replace(old.header, model=after.digest), numbers)
+
+
+def order_between(before: Container, after: Container, plane: str) -> np.ndarray:
+    """int64: which item of `before` lies at each place of `after`."""
+    places = []
+    for container in (before, after):
+        shape = container.planes[plane]
+        items = PlaneReader(shape, container).whole(0, shape.n_items)
+        keys = np.ascontiguousarray(items[:, :KEY_BYTES]).view(f"V{KEY_BYTES}").ravel()
+        at = np.argsort(keys, kind="stable")
+        places.append((at, items[at]))
+    (old, old_items), (new, new_items) = places
+    if not np.array_equal(old_items, new_items):
+        raise SystemExit(f"{plane}: {before.path} and {after.path} are not the same neurons")
+    order = np.empty(len(new), np.int64)
+    order[new] = old
+    return order
 
 
 def _low_rank(layer: FittedLayer, section: np.ndarray, order: np.ndarray) -> bytes:

@@ -72,7 +72,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("prefill_chunk", _count, None, "most prompt tokens that share a pass; default: 64,"
                 " and up to 512 of a long prompt where weights stream"),
         Setting("kv_type", str, "auto", "auto, f32 or f16"),
-        Setting("policy", str, "lru", "eviction policy of the bundle cache"),
+        Setting("policy", str, "lfu", "eviction policy of the bundle cache"),
         Setting("mode", str, "exact", "exact, or approx: decode with predicted neurons only"),
         Setting("recall", float, 0.99, "approx: share of the active neurons to be predicted"),
         Setting("density", float, None, "approx, models without exact zeros: share to compute"),

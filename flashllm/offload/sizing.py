@@ -142,7 +142,7 @@ def store_costs(
     stage_bytes: int,
     demand_bytes: int = DEMAND_BYTES,
     decode_threads: int = DECODE_THREADS,
-    policy: str = "lru",
+    policy: str = "lfu",
     sparse: Collection[str] | None = None,
 ) -> StoreCosts:
     """The costs of a store whatever it keeps: tables are counted as for full residency.

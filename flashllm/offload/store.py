@@ -71,7 +71,7 @@ class WeightStore:
         resident: Mapping[str, int],
         curve: Curve,
         sparse: Collection[str] | None = None,
-        policy: str = "lru",
+        policy: str = "lfu",
         policy_options: Mapping | None = None,
         ring_stages: int,
         ring_reserve: int = 0,
