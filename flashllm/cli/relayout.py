@@ -16,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="the .flash file to write")
     parser.add_argument("--bundle", choices=BUNDLINGS, help="all: a neuron's deciding row lies in "
                         "its bundle too (for --mode approx); split: apart; default: as it is")
-    parser.add_argument("--per-frame", type=int, help="bundles per frame; default: as it is")
+    parser.add_argument("--per-frame", type=int, help="bundles per frame; default: with "
+                        "--trace or --bundle all one, or as few as padding allows")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 

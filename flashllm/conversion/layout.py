@@ -133,6 +133,20 @@ def items_per_expert_frame(stride: int, n_each: int, target_bytes: int) -> int:
     return min([1, *fitting], key=distance)
 
 
+def fewest_bundles(stride: int, n_items: int) -> int:
+    """Bundles in a frame of a plane whose bundles are picked: one, or as few as padding allows.
+
+    Not a matter of the device: over curves from NVMe to SD cards frames of one cost least, in any
+    order (docs/SPARSITY.md), because neighbours that are wanted are read together anyway and gaps
+    are read through where the curve says so, while what a frame adds is read wanted or not.
+    """
+    most = max(1, min(n_items, MAX_FRAME_BYTES // stride))
+    for n in range(1, most):
+        if padding(n * stride, ALIGNMENTS[-1]) <= MAX_WASTE * n * stride:
+            return n
+    return most
+
+
 def padding(n_bytes: int, alignment: int) -> int:
     return align_up(n_bytes, alignment) - n_bytes
 

@@ -17,7 +17,7 @@ from ..container import Container
 from ..container.base import Piece, Plane, PlaneShape, lay_out_pieces
 from ..models.configs import config_from_dict
 from .from_container import PlaneReader
-from .layout import items_per_frame, stride_of, target_frame_bytes
+from .layout import fewest_bundles, items_per_frame, stride_of, target_frame_bytes
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,13 @@ class Target:
         return self.shape.n_frames * self.shape.frame_bytes
 
 
-def targets(source: Container, *, bundle: str | None, per_frame: int | None) -> list[Target]:
+def targets(
+    source: Container, *, bundle: str | None, per_frame: int | None, picked: bool = False
+) -> list[Target]:
     """The planes of `source` arranged as `bundle` says, in their order; None: as they are.
 
     per_frame  of planes of neurons; None: as it is, or as a conversion chooses for new bundles
+    picked     None means as few as padding allows: layout.fewest_bundles
     """
     sparse = config_from_dict(source.family, source.config, path=source.path).sparse
     made = []
@@ -51,13 +54,16 @@ def targets(source: Container, *, bundle: str | None, per_frame: int | None) -> 
             made += _parted(source, plane)
         else:
             made.append(Target(plane, PlaneReader(plane, source).whole))
-    if per_frame is None:
+    if per_frame is None and not picked:
         return made
-    return [
-        replace(t, shape=_shape(t.shape, per_frame=min(per_frame, t.shape.n_items)))
-        if t.shape.name.endswith(".ffn") else t
-        for t in made
-    ]  # fmt: skip
+
+    def framed(shape: PlaneShape) -> PlaneShape:
+        if not shape.name.endswith(".ffn") or (per_frame is None and shape.codec != RawCodec.name):
+            return shape
+        n = per_frame or fewest_bundles(shape.stride, shape.n_items)
+        return _shape(shape, per_frame=min(n, shape.n_items))
+
+    return [replace(target, shape=framed(target.shape)) for target in made]
 
 
 def _shape(plane: PlaneShape, **changes) -> PlaneShape:

@@ -69,8 +69,8 @@ def relayout(
 
     trace: of that very container: its order by co-activation; None keeps the order.
     bundle: "all" or "split" (Roles.arranged); None keeps the arrangement.
-    per_frame: bundles in a frame of every layer of neurons; None keeps what the container has, or,
-    where the bundles change, takes what a conversion would.
+    per_frame: bundles in a frame of every layer of neurons; None takes as few as padding allows
+    with a trace or bundle "all", which are for picking, what a conversion would with "split".
     UsageError for a trace of another container or nothing to do; the rest as `convert` raises.
     """
     started, output = time.monotonic(), Path(output)
@@ -86,7 +86,8 @@ def relayout(
             raise UsageError(f"{trace} is of {recorded.layers[0].plane}: it orders no neurons")
         if output.exists() and os.path.samefile(input, output):
             raise UsageError(f"{output} is the source; it would be overwritten")
-        made = targets(source, bundle=bundle, per_frame=per_frame)
+        picked = recorded is not None or bundle == "all"
+        made = targets(source, bundle=bundle, per_frame=per_frame, picked=picked)
         sizes = {t.shape.name: t.shape.per_frame for t in made if t.shape.name.endswith(".ffn")}
         for target in made:
             least, most = 1, max(1, MAX_FRAME_BYTES // target.shape.stride)
