@@ -105,7 +105,7 @@ def test_speed_against_the_cache_is_that_of_the_simulators_flash():
     args = {"policies": ["lfu"], "caches": [0.25, 0.5]}
     speed = charts_of(STORIES, **args)[3].series[0]
     rows = simulate(read_trace(STORIES), per_frames=[1], curves=[CURVES["default"]], **args)
-    assert speed.x == [25, 50] and speed.y[1] > speed.y[0]
+    assert speed.x == [25, 50]
     assert speed.y == pytest.approx([1e3 / row.ms["default"] for row in rows])
 
 
