@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,7 +12,9 @@ from flashllm import LLM, SamplingParams, assembly, convert
 from flashllm.assembly.lending import Lending
 from flashllm.conversion.enlarge import inflate
 from flashllm.engine.group import packed
+from flashllm.engine.totals import Totals
 from flashllm.errors import BudgetError, UsageError
+from flashllm.models.state import StateGroup
 from flashllm.offload import WeightStore
 from flashllm.planning import needing_more
 from flashllm.units import KIB, MIB
@@ -243,3 +246,21 @@ def test_a_long_prompt_takes_fewer_passes(tmp_path, monkeypatch):
         assert said(narrow) == said(expected)
         assert narrow.flash["prefill_chunk"] == before.chunk
         assert bytes_wide < narrow.flash["bytes_read"] - narrow.flash["decode_bytes_read"]
+
+
+@pytest.mark.parametrize("variant", ["llama-relu", "llama-mha", "gemma2"])
+def test_a_pass_works_in_its_scratch(tmp_path, variant):
+    """NumPy allocates less in a pass of many tokens than one buffer of it: the ledger has scratch,
+    and a few MiB for all else."""
+    path = container(tmp_path, variant, tokenizer=False)
+    with LLM(str(path), ram_budget=BUDGET) as llm:
+        ids = np.arange(60, dtype=np.int32) % 50
+        with llm.model.wider(720):
+            llm.logits(ids)  # first calls make tables
+            many = StateGroup([(llm.model.new_state(60, np.float32), 60) for _ in range(12)])
+            tracemalloc.start()
+            llm._engine.step(np.tile(ids, 12), None, Totals(), state=many, head=False)
+            _, peak = tracemalloc.get_traced_memory()
+            tracemalloc.stop()
+        smallest = 4 * 720 * llm.config.hidden_size
+    assert peak < smallest, variant

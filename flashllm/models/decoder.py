@@ -354,7 +354,7 @@ class DecoderModel(ApproximateFFN, ABC):
         kernels, n_tokens, n = self.kernels, out.shape[0], ids.size
         views = self.views[f"layers.{layer}.ffn"]
         pre = self.scratch.view("gathered", n_tokens, n)
-        np.take(decided, ids, axis=1, out=pre)
+        np.take(decided, ids, axis=1, out=pre, mode="clip")  # any other mode makes a copy first
         up = None
         if self.config.gated:
             up = self.scratch.view("up", n_tokens, n)
@@ -458,11 +458,16 @@ class DecoderModel(ApproximateFFN, ABC):
             out += bias[start:stop]
 
     def _count(self, layer: int, decided: np.ndarray, n_active: int) -> None:
-        per_token = n_active if decided.shape[0] == 1 else int(np.count_nonzero(decided > 0))
+        per_token = n_active if decided.shape[0] == 1 else n_above_zero(decided)
         self.counts.active_bundles += n_active
         self.counts.active_neurons += per_token
         self.counts.n_neurons += decided.shape[1]
         self.counts.layers[layer] = per_token
+
+
+def n_above_zero(decided: np.ndarray) -> int:
+    """Of all rows together, a few at a time: a pass may have hundreds of tokens."""
+    return sum(int(np.count_nonzero(decided[i : i + 16] > 0)) for i in range(0, len(decided), 16))
 
 
 def _piece_view(plane, piece) -> PieceView:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import numpy as np
 
 from ..kernels.base import ATTENTION, FFN, PREDICT
+from .decoder import n_above_zero
 from .llama import LlamaModel
 from .routing import route, sigmoid
 
@@ -159,14 +160,14 @@ class MoEModel(LlamaModel):
                 pre[:, part[0] - e * n_each : part[-1] + 1 - e * n_each] = dots
         active = [self._active(e, pre) for e, (_, _, pre) in decided.items()]
         ids = np.concatenate(active)
-        n_active = sum(int(np.count_nonzero(pre > 0)) for _, _, pre in decided.values())
+        n_active = sum(n_above_zero(pre) for _, _, pre in decided.values())
         self._count_experts(layer, n_active, ids.size)
         for lease in self.store.acquire(neurons, ids):
             for part in self._by_expert(lease.ids):
                 e = int(part[0]) // n_each
                 tokens, w, pre = decided[e]
                 coef = self.scratch.view("gathered", tokens.size, part.size)
-                np.take(pre, part - e * n_each, axis=1, out=coef)
+                np.take(pre, part - e * n_each, axis=1, out=coef, mode="clip")
                 views = self.views[neurons]
                 mine = self._rows(x, tokens, "expert_in")
                 self.kernels.prepare(self.activations, mine, views["up"])
@@ -195,7 +196,8 @@ class MoEModel(LlamaModel):
         """Rows `tokens` of x, copied unless they are all of them."""
         if tokens.size == x.shape[0]:
             return x
-        return np.take(x, tokens, axis=0, out=self.scratch.view(buffer, tokens.size))
+        rows = self.scratch.view(buffer, tokens.size)
+        return np.take(x, tokens, axis=0, out=rows, mode="clip")
 
     def _count_experts(self, layer: int, per_token: int, n_bundles: int) -> None:
         self.counts.active_bundles += n_bundles
