@@ -12,7 +12,7 @@
 #include <stdint.h>
 #include <string.h>
 
-enum { N_SLOTS = 64 };
+enum { N_SLOTS = 1024 };
 
 static struct {
     atomic_uintptr_t start, stop;
@@ -64,12 +64,18 @@ static void on_sigbus(int signal_number, siginfo_t *info, void *context)
     /* a true fault repeats on return */
 }
 
+static int is_ours(struct sigaction *now)
+{
+    return sigaction(SIGBUS, NULL, now) == 0 && (now->sa_flags & SA_SIGINFO) &&
+           now->sa_sigaction == on_sigbus;
+}
+
+/* Under the lock. */
 static void install(void)
 {
     struct sigaction now, ours;
 
-    if (sigaction(SIGBUS, NULL, &now) == 0 && (now.sa_flags & SA_SIGINFO) &&
-        now.sa_sigaction == on_sigbus)
+    if (is_ours(&now))
         return;
     memset(&ours, 0, sizeof ours);
     ours.sa_sigaction = on_sigbus;
@@ -106,7 +112,14 @@ void fl_guard_forget(int slot)
 const void *fl_guard_copy(void *dst, const void *src, size_t n_bytes)
 {
     sigjmp_buf here;
+    struct sigaction now;
 
+    /* Somebody may have put a handler of theirs in place of ours since; asking takes 0.1 us. */
+    if (!is_ours(&now)) {
+        pthread_mutex_lock(&install_lock);
+        install();
+        pthread_mutex_unlock(&install_lock);
+    }
     if (sigsetjmp(here, 0)) {
         jump = NULL;
         return fault;

@@ -2,8 +2,8 @@
  *
  * A mapping of a file that shrinks, or whose device fails, delivers SIGBUS at the access, even for
  * pages that were populated before.  One handler for the process, installed when a mapping is
- * registered and never removed; a fault outside registered mappings goes to the handler that was
- * there before. */
+ * registered, again when a copy finds another in its place, and never removed; a fault outside
+ * registered mappings goes to the handler that was there before. */
 #ifndef FL_GUARD_H
 #define FL_GUARD_H
 

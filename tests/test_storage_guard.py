@@ -47,6 +47,9 @@ CASES = {
         "s = open_storage('mmap', ours); faulthandler.enable();"
         "t = open_storage('mmap', ours); our_fault(t); our_fault(s); other_fault()"
     ),
+    "faulthandler after": (
+        "s = open_storage('mmap', ours); faulthandler.enable(); our_fault(s); other_fault()"
+    ),
     "after closing": "s = open_storage('mmap', ours); our_fault(s); s.close(); other_fault()",
     "sent by hand": (
         "s = open_storage('mmap', ours); our_fault(s); os.kill(os.getpid(), 7); our_fault(s)"
@@ -60,7 +63,7 @@ def run(tmp_path, code):
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -84,9 +87,12 @@ def test_an_ignored_signal_stays_ignored(tmp_path):
     assert result.stdout.split("\n")[:3] == ["typed error", "typed error", "alive"]
 
 
-def test_sixty_four_mappings_and_one_more(tmp_path):
+def test_as_many_mappings_as_there_are_slots_and_one_more(tmp_path):
     code = """
-files = [open_storage("mmap", ours) for _ in range(64)]
+import resource
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (min(2048, most), most))
+files = [open_storage("mmap", ours) for _ in range(1024)]
 try:
     open_storage("mmap", ours)
 except FlashReadError as error:
