@@ -100,7 +100,10 @@ def test_a_soak_leaves_everything_as_it_was(model):
 
 
 def soaked(change=None, **late):
-    bins = [{"rss": 50 * MIB, "tokens": 32, "seconds": 2.0, "cpu_s": 2.0} for _ in range(20)]
+    bins = [
+        {"rss": 50 * MIB, "anon": 40 * MIB, "charge": 45 * MIB, "tokens": 32, "seconds": 2.0,
+         "cpu_s": 2.0} for _ in range(20)
+    ]  # fmt: skip
     bins[0]["rss"] = 40 * MIB  # the first twentieth is no standard
     for number in range(15, 20):
         bins[number] |= late
@@ -121,10 +124,19 @@ def test_what_breaks_a_soak(report, said):
     assert cases._soaked(report)[1] == said
 
 
+def test_the_course_of_a_soak():
+    report = soaked(rss=52 * MIB)
+    report["bins"][7] |= {"tokens": 0, "rss": 0}  # frozen, or one round took all of it
+    assert cases._course(report) == (
+        "20 rounds, MiB at start, middle, end: RSS 50.0 50.0 52.0, anon 40.0 40.0 40.0, "
+        "group 45.0 45.0 45.0"
+    )
+
+
 @pytest.mark.parametrize("breaches, code", [((), 0), (("tokens differ",), 1)])
 def test_the_exit_code_tells(model, monkeypatch, capsys, breaches, code):
     row = dataclasses.replace(GOOD, breaches=breaches)
-    monkeypatch.setattr("flashllm.cli.stress.Stress.run", lambda self: [row])
-    assert cli.main(["stress", model, "--json"]) == code
+    monkeypatch.setattr("flashllm.cli.stress.Stress.run", lambda self, only: [row] * len(only))
+    assert cli.main(["stress", model, "--json", "--only", "caps"]) == code
     told = json.loads(capsys.readouterr().out)
     assert told["breaches"] == len(breaches) and told["rows"][0]["cap"] == 100

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..bundled import bundled_model
-from ..stress.cases import Row, Scale, Stress
+from ..stress.cases import KINDS, Row, Scale, Stress
 from ..stress.confine import can_confine
 from ..units import MIB, parse_size
 
@@ -27,6 +27,8 @@ WIDTHS = (18, 7, 5, 7, 7, 7, 7, 7, 7, 4, 5, 8, 0)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", nargs="?", help="a .flash container; default: the bundled, wider")
     parser.add_argument("--quick", action="store_true", help="each thing once, about a minute")
+    parser.add_argument("--only", action="append", choices=KINDS,
+                        help="this kind of check; may be given more than once; default: all")
     parser.add_argument("--soak", type=float, metavar="SECONDS",
                         help="instead: one engine at half of the model for so long, memory flat")
     parser.add_argument("--seconds", type=float, help="time budget; default 600, 60 with --quick")
@@ -49,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"{model}: {Path(model).stat().st_size / MIB:.1f} MiB; limit: {limit}; MiB below")
             print(_line(HEAD), flush=True)
         stress = Stress(model, small=bundled_model(), scale=scale, told=told)
-        rows = stress.run() if args.soak is None else stress.soak(args.soak)
+        rows = stress.run(args.only or KINDS) if args.soak is None else stress.soak(args.soak)
     broken = [row for row in rows if row.breaches]
     seconds = time.monotonic() - started
     if args.json:

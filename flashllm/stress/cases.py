@@ -6,7 +6,7 @@ cap below the stated floor must be refused with exit code 4, which is a promise 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,6 +16,7 @@ from ..errors import FlashError
 from ..units import MIB
 from .confine import Seen, cached_bytes, make_cold, make_warm, run_child
 
+KINDS = ("caps", "refusal", "lowered", "context", "prompts", "together")  # in their order
 SHARES = (0.5, 0.25, 0.125)
 BACKENDS = ("direct", "pread", "mmap")
 LOWERED_TO = 0.7
@@ -66,6 +67,7 @@ class Row:
     n_samples: int = 0
     note: str = ""
     breaches: tuple[str, ...] = ()
+    bins: tuple[dict[str, Any], ...] = ()  # of a soak: every twentieth of its time
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -81,18 +83,24 @@ class Stress:
         self._bytes = Path(model).stat().st_size
         self.rows: list[Row] = []
 
-    def run(self) -> list[Row]:
+    def run(self, only: Collection[str] = KINDS) -> list[Row]:
         # What passes through the page cache is in the plan, so the floor depends on the backend.
         floors = {storage: self._floor(storage=storage) for storage in BACKENDS}
         floor = floors["direct"]
         whole = self._reference(self._spec("stream"))["tokens"]
-        for cap, storage, cache in self._cells(floors):
-            self._cell(cap, storage, cache, floors[storage], whole)
-        self._refusal(floor)
-        self._lowered(floor, whole)
-        self._long_context()
-        self._prompts()
-        self._together(floor, whole)
+        if "caps" in only:
+            for cap, storage, cache in self._cells(floors):
+                self._cell(cap, storage, cache, floors[storage], whole)
+        kinds = {
+            "refusal": lambda: self._refusal(floor),
+            "lowered": lambda: self._lowered(floor, whole),
+            "context": self._long_context,
+            "prompts": self._prompts,
+            "together": lambda: self._together(floor, whole),
+        }
+        for kind, run in kinds.items():
+            if kind in only:
+                run()
         return self.rows
 
     def soak(self, seconds: float) -> list[Row]:
@@ -105,7 +113,9 @@ class Stress:
         if not breaches:
             speed, told = _soaked(seen.report)
             breaches += told
-            row = replace(row, tokens_per_s=speed, note=_growth(seen.report))
+            row = replace(
+                row, tokens_per_s=speed, note=_course(seen.report), bins=tuple(seen.report["bins"])
+            )
         same = seen.code == 0 and "tokens" not in seen.report["changed"]
         self._add(row, breaches, identical=same)
         return self.rows
@@ -277,11 +287,16 @@ def _last_quarter(bins: list[dict[str, Any]], name: str) -> int:
     return max(b[name] for b in bins[-5:])
 
 
-def _growth(report: dict[str, Any]) -> str:
+def _course(report: dict[str, Any]) -> str:
+    """Memory at the start, in the middle and at the end."""
     bins = [b for b in report["bins"] if b["tokens"]]
-    early = max(b["rss"] for b in bins[1:5])
-    return (f"{report['rounds']} rounds, RSS {early / MIB:.1f} MiB, "
-            f"then {_last_quarter(bins, 'rss') / MIB:.1f}")  # fmt: skip
+    parts = bins[1:5], bins[len(bins) // 2 - 2 : len(bins) // 2 + 2], bins[-5:]
+    rss, anon, charge = (
+        " ".join(f"{max(b[name] for b in part) / MIB:.1f}" for part in parts)
+        for name in ("rss", "anon", "charge")
+    )
+    return (f"{report['rounds']} rounds, MiB at start, middle, end: "
+            f"RSS {rss}, anon {anon}, group {charge}")  # fmt: skip
 
 
 def _died(seen: Seen) -> list[str]:

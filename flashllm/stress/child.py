@@ -17,11 +17,12 @@ import numpy as np
 
 from ..api import LLM
 from ..errors import BudgetError, ContextLengthError
-from ..probe.process import process_memory
+from ..probe.process import group_charge, process_memory
 from .reporting import run_engine, say
 
 SAMPLING = {"temperature": 1.0, "seed": 1, "ignore_eos": True}
 LEAST_TOKENS = 8
+PROMPT_TOKENS = 2  # of each of many short prompts: what requests leave behind is looked for
 
 
 def work(llm: LLM, spec: dict[str, Any]) -> dict[str, Any]:
@@ -83,7 +84,7 @@ def _prompts(llm: LLM, spec: dict) -> dict:
     digest, n_tokens, early = hashlib.sha256(), 0, 0
     started = time.monotonic()
     for number in range(spec["prompts"]):
-        result = llm.generate(short_prompt(llm, number), max_tokens=LEAST_TOKENS, **SAMPLING)
+        result = llm.generate(short_prompt(llm, number), max_tokens=PROMPT_TOKENS, **SAMPLING)
         digest.update(np.array(result.tokens, np.int32).tobytes())
         n_tokens += len(result.tokens)
         if number == spec["prompts"] // 10:
@@ -100,7 +101,8 @@ def _soak(llm: LLM, spec: dict) -> dict:
     raised in between.  Tokens, descriptors and threads are those of the first round; memory and
     speed are told for every twentieth of the time."""
     budget, first, n_rounds = llm.ram_budget, None, 0
-    bins = [{"rss": 0, "tokens": 0, "seconds": 0.0, "cpu_s": 0.0} for _ in range(N_BINS)]
+    bins = [{"rss": 0, "anon": 0, "charge": 0, "tokens": 0, "seconds": 0.0, "cpu_s": 0.0}
+            for _ in range(N_BINS)]  # fmt: skip
     changed = set()
     started = time.monotonic()
     while (elapsed := time.monotonic() - started) < spec["soak"] or n_rounds < N_BINS:
@@ -127,7 +129,10 @@ def _soak(llm: LLM, spec: dict) -> dict:
                  "threads": threading.active_count()}  # fmt: skip
         first = first if n_rounds > 1 else facts
         changed |= {name for name, value in facts.items() if value != first[name]}
-        here["rss"] = max(here["rss"], process_memory().rss)
+        memory, charge = process_memory(), group_charge()
+        for name, value in (("rss", memory.rss), ("anon", memory.rss_anon),
+                            ("charge", charge.usage if charge else 0)):  # fmt: skip
+            here[name] = max(here[name], value)
         n_rounds += 1
     return {"bins": bins, "rounds": n_rounds, "changed": sorted(changed)}
 
