@@ -7,16 +7,17 @@ at 1 GiB and more are in bench/ (frontier.py) with their cards.
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from flashllm import LLM
+from flashllm import LLM, bundled_model
 from flashllm.conversion.enlarge import inflate
-from flashllm.stress.confine import cached_bytes
+from flashllm.stress.confine import cached_bytes, make_cold
 from flashllm.units import MIB
 
-from .capped import generate, needs_cgroup
+from .capped import generate, needs_cgroup, run
 
 pytestmark = [needs_cgroup, pytest.mark.cgroup]
 
@@ -95,3 +96,28 @@ def test_a_warm_cache_changes_nothing(model, storage, resident_tokens):
     run = generate(model, budget, "--storage", storage, tokens=TOKENS, cold=False)
     assert run.result["tokens"] == resident_tokens
     assert run.result["flash"]["peak_rss"] <= budget
+
+
+def test_verify_in_a_group_smaller_than_the_file(model):
+    """R-10: what was read does not stay, so the limit is never hit."""
+    limit = 160 * MIB
+    assert model.stat().st_size > limit
+    assert make_cold(model) == 0
+    done = run([sys.executable, "-m", "flashllm", "verify", str(model)], limit)
+    assert done.code == 0 and "every byte is as written" in done.err, done.err
+    assert done.charges.oom_kills == done.charges.failcnt == 0
+    assert done.charges.peak_bytes < limit and cached_bytes(model) < 4 * MIB
+
+
+def test_perplexity_in_an_exact_group(tmp_path):
+    """R-10: at the floor, the same number as with all memory."""
+    text, model = tmp_path / "text", bundled_model()
+    text.write_text("Once upon a time there was a fox who had no memory to spare. " * 3)
+    found = []
+    for budget in (2**31, floor_of(model) + MIB):
+        command = [sys.executable, "-m", "flashllm", "perplexity", model, "--json",
+                   "--text", str(text), "--ram-budget", str(budget)]  # fmt: skip
+        done = run(command, budget)
+        assert done.charges.oom_kills == 0
+        found.append(done.result["perplexity"])
+    assert found[0] == found[1]

@@ -221,17 +221,22 @@ def run_convert(out: Path, *before: str, **popen) -> subprocess.CompletedProcess
     )  # fmt: skip
 
 
-SYSCALLS = {"fsync": "fsync:error=EIO:when={}", "write": "pwrite64:error=ENOSPC:when={}"}
+SYSCALLS = {
+    "fsync": "fsync:error=EIO:when={}",
+    "write": "pwrite64:error=ENOSPC:when={}",
+    "quota": "pwrite64:error=EDQUOT:when={}",
+}
 
 
 @pytest.mark.parametrize(
     "call_name, n",
-    [("fsync", 1), ("write", 7)]
+    [("fsync", 1), ("write", 7), ("quota", 3)]
     + [pytest.param("fsync", 2, marks=pytest.mark.long)]
     + [pytest.param("write", n, marks=pytest.mark.long) for n in range(1, 7)],
 )
 def test_calls_that_the_kernel_fails(tmp_path, call_name, n):
-    """R-59: the n-th fsync is an error of the device, the n-th write finds it full."""
+    """R-59: the n-th fsync is an error of the device, the n-th write finds it full, or the
+    user's quota used up."""
     reason = why_no_strace()
     if reason is not None:
         pytest.skip(reason)

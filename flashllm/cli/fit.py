@@ -21,6 +21,7 @@ from ..predictors.magnitude import density_path
 from ..units import format_size
 from .options import add_engine_flags, engine_arguments, token_ids
 from .progress import Progress
+from .streams import read_text
 
 # Flags of the engine that mean something else here, or nothing.
 NOT_THE_ENGINES = ("recall", "density", "mode", "audit", "n_context", "governor")
@@ -52,9 +53,9 @@ def run(args: argparse.Namespace) -> int:
     engine = {k: v for k, v in engine_arguments(args).items() if k not in NOT_THE_ENGINES}
     text = ids = None
     if args.text is not None:
-        text = Path(args.text).read_text(encoding="utf-8")
+        text = read_text(args.text)
     else:
-        ids = token_ids(Path(args.token_ids_file).read_text(encoding="utf-8"))
+        ids = token_ids(read_text(args.token_ids_file))
     if args.output and Path(args.output).exists() and not args.overwrite:
         raise UsageError(f"{args.output} exists; --overwrite replaces it")
     if args.density is not None:

@@ -16,6 +16,7 @@ from ..errors import UsageError
 from .footer import approximation
 from .options import add_engine_flags, engine_arguments, token_ids
 from .progress import Progress
+from .streams import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,8 +62,7 @@ def run(args: argparse.Namespace) -> int:
                     _show(delta, llm)
                 result = delta.result
         if args.json:
-            json.dump(result.to_dict(), sys.stdout, ensure_ascii=False)
-            print()
+            print(json.dumps(result.to_dict()))
             return 0
         print()
         print(_summary(result), file=sys.stderr)
@@ -95,7 +95,7 @@ def _prompt(args: argparse.Namespace) -> str | list[int]:
 
 
 def _text(given: str) -> str:
-    text = sys.stdin.read() if given == "-" else given
+    text = read_text("-") if given == "-" else given
     if not text:
         raise UsageError("the prompt is empty")
     return text
@@ -110,7 +110,7 @@ def _several(args: argparse.Namespace, llm: LLM, sampling: dict, progress: Progr
     progress.close()
     for prompt, result in zip(prompts, results, strict=True):
         if args.json:
-            print(json.dumps(result.to_dict(), ensure_ascii=False))
+            print(json.dumps(result.to_dict()))
         else:
             print(f"{prompt}{result.text}\n")
     if not args.json:

@@ -13,6 +13,7 @@ from importlib import import_module
 
 from .. import __version__
 from ..errors import FlashError
+from .streams import make_usable
 
 # verb -> (module, one-line help); aliases are what people type without reading
 VERBS = {
@@ -39,6 +40,7 @@ ALIASES = {"run": "generate", "show": "inspect"}
 def main(argv: list[str] | None = None) -> int:
     """Entry point of the console script; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
+    make_usable()
     try:
         verb, args = _parse(argv)
         return int(verb.run(args) or 0)
@@ -54,6 +56,9 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except OSError as error:
         print(f"flashllm: {error}", file=sys.stderr)
+        return 1
+    except MemoryError as error:  # its text is often empty
+        print(f"flashllm: {error or 'the system gives no more memory'}", file=sys.stderr)
         return 1
 
 

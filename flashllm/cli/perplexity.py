@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sys
-from pathlib import Path
 
 from ..api import LLM
 from ..engine.engine import Totals
@@ -16,6 +14,7 @@ from ..evaluation import negative_log_likelihood
 from .footer import approximation
 from .options import add_engine_flags, engine_arguments
 from .progress import Progress
+from .streams import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -28,8 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    text = sys.stdin.read() if args.text == "-" else Path(args.text).read_text(encoding="utf-8")
-    text = text[: args.limit]
+    text = read_text(args.text)[: args.limit]
     if not text:
         raise UsageError("the text is empty")
     progress = Progress()

@@ -14,6 +14,7 @@ from ..tracing import read_trace, statistics
 from ..tracing.card import card
 from .options import add_engine_flags, engine_arguments
 from .progress import Progress
+from .streams import read_text
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.output)
     if out.suffix != ".fltrace":
         raise UsageError(f"the trace's name must end with .fltrace: {out}")
-    text = Path(args.text).read_text(encoding="utf-8")[max(0, args.skip) :]
+    text = read_text(args.text)[max(0, args.skip) :]
     name = args.text_name or Path(args.text).name
     if args.skip:
         name += f" from character {args.skip}"

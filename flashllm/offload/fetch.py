@@ -8,6 +8,7 @@ the caller and must stay until `Fetch.close()`.
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 import threading
@@ -18,7 +19,7 @@ import numpy as np
 
 from ..cache.arena import Arena
 from ..container.base import Plane
-from ..errors import CodecError, UnsupportedError
+from ..errors import CodecError, FlashReadError, UnsupportedError
 from ..units import KIB
 from .frames import RAW, FrameSource, linear_batch, run_places, scatter_batch
 from .planner import Extents, Run
@@ -142,7 +143,7 @@ class Fetcher:
         self._storage, self._arena, self._path, self._trash = storage, arena, str(path), trash
         names = sorted({plane.codec for plane in planes} - {RAW})
         self._jobs: queue.SimpleQueue = queue.SimpleQueue()
-        self._threads = [
+        wanted = [
             threading.Thread(
                 target=_decode_forever,
                 # One decoder per thread and codec: decoders hold native state.
@@ -153,8 +154,16 @@ class Fetcher:
             )
             for i in range(max(n_threads, 1) if names else 0)
         ]  # fmt: skip
-        for thread in self._threads:
-            thread.start()
+        self._threads: list[threading.Thread] = []
+        for thread in wanted:
+            try:
+                thread.start()
+            except RuntimeError as error:  # the system has no more threads for us: fewer will do
+                if not self._threads:
+                    where = "starting a decoding thread"
+                    raise FlashReadError(errno.EAGAIN, str(error), path, 0, where) from None
+                break
+            self._threads.append(thread)
 
     def start(
         self,

@@ -36,21 +36,28 @@ def read_bytes_per_s(memory: Sequence[np.ndarray], *, n_threads: int) -> float |
         return None
     passes = -(-LEAST_BYTES // n_bytes)
     seconds = []
-    for n in {1, n_threads}:  # of what fits a cache, one thread may read more than several
+    for n in sorted({1, n_threads}):  # of what fits a cache, one thread may read more than several
         work = [[np.array_split(array, n)[i] for array in words] * passes for i in range(n)]
-        seconds += [_read(work) for _ in range(REPEATS)]
+        try:
+            seconds += [_read(work) for _ in range(REPEATS)]
+        except RuntimeError:  # no thread to be had: one thread's rate, and nobody's result is lost
+            break
     return passes * n_bytes / min(seconds)
 
 
 def _read(work: list[list[np.ndarray]]) -> float:
     """Seconds until every thread has read its arrays; the caller is the first thread."""
     threads = [threading.Thread(target=_largest, args=(arrays,)) for arrays in work[1:]]
+    started: list[threading.Thread] = []
     start = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    _largest(work[0])
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.start()
+            started.append(thread)
+        _largest(work[0])
+    finally:
+        for thread in started:
+            thread.join()
     return time.perf_counter() - start
 
 

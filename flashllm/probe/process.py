@@ -46,12 +46,21 @@ class GroupCharge:
 
 
 def process_memory(proc: Path = Path("/proc")) -> ProcessMemory:
-    """Resident memory of this process; zeros for lines that the kernel does not write."""
+    """Resident memory of this process; zeros for lines that the kernel does not write.
+
+    Where nothing can be read (no /proc here), the most that it ever was, which the kernel tells
+    without: too much is a safe answer, zero would promise budgets that do not hold.
+    """
     found = dict.fromkeys(_STATUS.values(), 0)
     for line in read_lines(proc / "self/status"):
         key, _, value = line.partition(":")
         if key in _STATUS:
             found[_STATUS[key]] = int(value.split()[0]) * 1024
+    if not found["rss"]:
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        found |= {"rss": peak, "peak_rss": peak}
     return ProcessMemory(**found)
 
 
