@@ -75,7 +75,7 @@ def prepare(work: Path, text: Path, recall: float, apart: bool) -> None:
             convert(inflated, first, quant="int8", codec="raw")
     verb(["trace", first, "--text", text, "--tokens", TRACE_TOKENS, "--window", 256], trace)
     every, order, single = ["--bundle", "all"], ["--trace", trace], ["--per-frame", 1]
-    verb(["relayout", first, *order], made["split-fitted"])
+    verb(["relayout", first, *order, "--per-frame", 8], made["split-fitted"])
     verb(["relayout", first, *every, *single], made["all-random"])
     verb(["relayout", first, *order, *every, *single], made["all-fitted"])
     verb(["relayout", made["all-fitted"], "--bundle", "split", *single], made["split-fitted-1"])
