@@ -65,7 +65,6 @@ PARTS = {
     "prefill": {
         "resident": Cell((LONG,), cap="130%"),
         "at the cap": Cell((LONG,)),
-        "at the cap, 64 tokens a pass": Cell((LONG,), ("--prefill-chunk", "64")),
     },
 }
 

@@ -436,25 +436,7 @@ class LLM:
 
     def _run_one(self, request: Request) -> Iterator[Delta]:
         self._request_now = request
-        with closing(self._stepped(request.run())) as steps:
-            with self._wide_passes(request):
-                first = next(steps, None)  # all of the prompt, and a token
-            if first is not None:
-                yield first
-                yield from steps
-
-    @contextmanager
-    def _wide_passes(self, request: Request) -> Iterator[None]:
-        """Meanwhile a long prompt takes fewer passes over streamed weights, in memory that kept
-        weights give up."""
-        opened, n_ids = self._opened_plan, request.ids.size
-        wide, plan = self._lending.widest(opened, self.plan, n_ids)
-        if plan is None:
-            yield
-            return
-        with self._lent(plan), self.model.wider(wide):
-            request.note(prefill_chunk=wide)
-            yield
+        yield from self._stepped(request.run())
 
     @contextmanager
     def _lent(self, plan: Plan) -> Iterator[None]:

@@ -69,8 +69,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("num_threads", _count, None, "compute threads; default: usable processors"),
         Setting("io_depth", _count, 16, "reads in flight"),
         Setting("n_context", _count, None, "most tokens of one sequence"),
-        Setting("prefill_chunk", _count, None, "most prompt tokens that share a pass; default: 64,"
-                " and up to 512 of a long prompt where weights stream"),
+        Setting("prefill_chunk", _count, 64, "prompt tokens that share a pass over the weights"),
         Setting("kv_type", str, "auto", "auto, f32 or f16"),
         Setting("policy", str, "lfu", "eviction policy of the bundle cache"),
         Setting("mode", str, "exact", "exact, or approx: decode with predicted neurons only"),

@@ -10,7 +10,6 @@ import pytest
 
 from flashllm import LLM, SamplingParams, assembly, convert
 from flashllm.assembly.lending import Lending
-from flashllm.conversion.enlarge import inflate
 from flashllm.engine.group import packed
 from flashllm.engine.totals import Totals
 from flashllm.errors import BudgetError, UsageError
@@ -20,7 +19,7 @@ from flashllm.planning import needing_more
 from flashllm.units import KIB, MIB
 
 from .rwkv_models import exported, official, written
-from .tiny import GOLDEN, container
+from .tiny import container
 
 BUDGET = "2GiB"
 # Prompts that end in different passes, one longer than a chunk, two with the same first tokens.
@@ -222,45 +221,18 @@ def test_packing_covers_every_prompt_in_order(room):
     assert np.all(np.diff([k for parts in passes for k, *_ in parts]) >= 0)
 
 
-def test_a_long_prompt_takes_fewer_passes(tmp_path, monkeypatch):
-    """Kept weights make room for wide passes, the ledger says so, and they come back."""
-    path, seen = tmp_path / "m.flash", []
-    inflate(GOLDEN / "llama-mha", path, size_bytes=8 * MIB, quant="int8", codec="raw")
-    prompt = [int(i) for i in np.random.default_rng(0).integers(0, 60, 55)]
-    settings = dict(max_tokens=4, temperature=0, ignore_eos=True, logprobs=3)
-    with LLM(str(path), ram_budget=BUDGET) as llm:
-        expected = llm.generate(prompt, **settings)
-        assert expected.flash["prefill_chunk"] == llm.plan.chunk
-    floor = floor_of(path, monkeypatch)
-    with LLM(str(path), ram_budget=floor + 2 * MIB, debug=True) as llm:
-        llm._progress, before = lambda *_: seen.append(llm.plan.ledger.lines()), llm.plan
-        result = llm.generate(prompt, **settings)
-        assert said(result) == said(expected)
-        assert before.chunk < result.flash["prefill_chunk"] <= 55
-        assert all("scratch of a long prompt" in lines for lines in seen) and seen
-        assert llm.plan.resident == before.resident and llm.model.max_tokens == before.chunk
-        assert llm.plan.ledger.lines() == before.ledger.lines()
-        bytes_wide = result.flash["bytes_read"] - result.flash["decode_bytes_read"]
-    with LLM(str(path), ram_budget=floor + 2 * MIB, prefill_chunk=before.chunk) as llm:
-        narrow = llm.generate(prompt, **settings)
-        assert said(narrow) == said(expected)
-        assert narrow.flash["prefill_chunk"] == before.chunk
-        assert bytes_wide < narrow.flash["bytes_read"] - narrow.flash["decode_bytes_read"]
-
-
 @pytest.mark.parametrize("variant", ["llama-relu", "llama-mha", "gemma2"])
 def test_a_pass_works_in_its_scratch(tmp_path, variant):
     """NumPy allocates less in a pass of many tokens than one buffer of it: the ledger has scratch,
     and a few MiB for all else."""
     path = container(tmp_path, variant, tokenizer=False)
-    with LLM(str(path), ram_budget=BUDGET) as llm:
+    with LLM(str(path), ram_budget=BUDGET, prefill_chunk=720) as llm:
         ids = np.arange(60, dtype=np.int32) % 50
-        with llm.model.wider(720):
-            llm.logits(ids)  # first calls make tables
-            many = StateGroup([(llm.model.new_state(60, np.float32), 60) for _ in range(12)])
-            tracemalloc.start()
-            llm._engine.step(np.tile(ids, 12), None, Totals(), state=many, head=False)
-            _, peak = tracemalloc.get_traced_memory()
-            tracemalloc.stop()
+        llm.logits(ids)  # first calls make tables
+        many = StateGroup([(llm.model.new_state(60, np.float32), 60) for _ in range(12)])
+        tracemalloc.start()
+        llm._engine.step(np.tile(ids, 12), None, Totals(), state=many, head=False)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
         smallest = 4 * 720 * llm.config.hidden_size
     assert peak < smallest, variant

@@ -1,5 +1,4 @@
-"""What kept weights lend to a request: room for the states of a list of prompts, and for wide
-passes over a long one.
+"""What kept weights lend to a request: room for the states of a list of prompts.
 
 Plans only; the engine follows them and comes back to the plan it was opened with.
 """
@@ -15,8 +14,7 @@ from ..errors import BudgetError
 from ..planning import Plan, needing_more, replan
 from .opening import Parts
 
-STATES, SCRATCH = "states of a list of prompts", "scratch of a long prompt"
-WORTH = 0.9  # wide passes must spare a tenth of the reads: taking room has a cost of its own
+STATES = "states of a list of prompts"
 
 
 @dataclass(frozen=True)
@@ -46,33 +44,6 @@ class Lending:
                 return n, limit
             limit = "ram_budget"
         return 1, limit
-
-    def widest(self, opened: Plan, now: Plan, n_ids: int) -> tuple[int, Plan | None]:
-        """Tokens in a pass with which a prompt makes the device read least, and `opened` with room
-        for them; None where the room there is does about as well.  `now` is the present plan."""
-        room, streamed = opened.chunk, now.streamed_bytes
-        n_least = -(-n_ids // room)  # passes in the present room
-        best, least = (room, None), WORTH * streamed * n_least
-        for n_passes in range(1, n_least if streamed else 1):
-            wide = -(-n_ids // n_passes)
-            if wide > self.parts.widest_chunk:
-                continue
-            wider = needing_more(opened, SCRATCH, self._scratch_bytes(wide),
-                                 note=f"{wide} tokens at once")  # fmt: skip
-            plan = _replanned(wider, now.ledger.budget_bytes)
-            if plan is None:
-                continue
-            # Every pass reads what was given up, and it has to come back in the end.
-            lost = plan.streamed_bytes - streamed
-            n_bytes = n_passes * (streamed + lost) + lost
-            if n_bytes < least:
-                best, least = (wide, wider), n_bytes
-        return best
-
-    def _scratch_bytes(self, n_tokens: int) -> int:
-        parts = self.parts
-        stride = parts.container.planes["embed"].stride
-        return parts.model.chunk_bytes(parts.config, n_tokens, parts.kernels, stride)
 
 
 def _replanned(opened: Plan, budget: int) -> Plan | None:

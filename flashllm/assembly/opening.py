@@ -48,7 +48,6 @@ class Parts:
     state: Any
     kv_dtype: type  # of the state, where it grows
     drafts: Drafts
-    widest_chunk: int  # tokens of a prompt in one pass, when it gets memory of its own
     memory: MemoryWatch
     check: Callable[[], None] | None
 
@@ -113,7 +112,7 @@ def open_parts(
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
         kernels=kernels, choice=choice, model=model, state=state, kv_dtype=dtype,
-        drafts=wishes.speculate, widest_chunk=wishes.widest_chunk, memory=memory,
+        drafts=wishes.speculate, memory=memory,
         check=store.check if wishes.debug else None,
     )  # fmt: skip
 

@@ -15,7 +15,6 @@ from ..settings import resolve, usable_processors
 from ..units import parse_size
 
 MODES = ("exact", "approx")
-PREFILL_CHUNK, WIDEST_CHUNK = 64, 512  # tokens that share a pass, unless asked otherwise
 KV_TYPES = {"f32": np.float32, "f16": np.float16}
 
 
@@ -29,7 +28,6 @@ class Wishes:
     io_depth: int
     n_context: int | None
     prefill_chunk: int
-    widest_chunk: int  # of a prompt, when it gets memory of its own
     kv_type: str
     policy: str
     mode: str
@@ -43,10 +41,7 @@ class Wishes:
     @classmethod
     def of(cls, *, pin: bool = True, **given: Any) -> Wishes:
         values = {name: resolve(name, given.get(name)).value for name in cls.__annotations__
-                  if name not in ("pin", "widest_chunk")}
-        asked = values["prefill_chunk"]
-        values["prefill_chunk"] = PREFILL_CHUNK if asked is None else asked
-        values["widest_chunk"] = WIDEST_CHUNK if asked is None else asked
+                  if name != "pin"}
         values["num_threads"] = values["num_threads"] or usable_processors()
         for name in ("num_threads", "io_depth", "prefill_chunk"):
             if not isinstance(values[name], int) or values[name] < 1:

@@ -8,24 +8,14 @@ order does the rest, so that streamed equals resident bit for bit (docs/ARITHMET
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
 
 import numpy as np
 
 from ..errors import FormatError
-from ..kernels.base import (
-    ATTENTION,
-    FFN,
-    HEAD,
-    PHASES,
-    PREDICT,
-    Activations,
-    PieceView,
-    weight_code,
-)
+from ..kernels.base import ATTENTION, FFN, HEAD, PHASES, PREDICT, PieceView, weight_code
 from .approximate import ApproximateFFN, PredictedCounts
 from .scratch import Scratch
 from .state import KVCache, SequenceState, StateGroup
@@ -71,7 +61,9 @@ class DecoderModel(ApproximateFFN, ABC):
         self.config, self.planes, self.vectors = config, planes, vectors
         self.store, self.kernels = store, kernels
         self.clock = kernels.clock
-        self._use(max_tokens, *self._room(max_tokens))
+        self.max_tokens = max_tokens
+        self.scratch = Scratch(self.scratch_widths(config), max_tokens)
+        self.activations = kernels.activations(max_tokens, self.widest_input(config))
         self.views = {
             name: {piece.name: _piece_view(plane, piece) for piece in plane.pieces}
             for name, plane in planes.items()
@@ -83,24 +75,6 @@ class DecoderModel(ApproximateFFN, ABC):
         self._decoding = False  # this pass
 
     phases: ClassVar[tuple[str, ...]] = PHASES  # of clock.spent()
-
-    def _room(self, max_tokens: int) -> tuple[Scratch, Activations]:
-        """Working memory for passes of up to `max_tokens` tokens."""
-        scratch = Scratch(self.scratch_widths(self.config), max_tokens)
-        return scratch, self.kernels.activations(max_tokens, self.widest_input(self.config))
-
-    def _use(self, max_tokens: int, scratch: Scratch, activations: Activations) -> None:
-        self.max_tokens, self.scratch, self.activations = max_tokens, scratch, activations
-
-    @contextmanager
-    def wider(self, max_tokens: int) -> Iterator[None]:
-        """Meanwhile passes may be over so many tokens, in memory beside that of other passes."""
-        before = self.max_tokens, self.scratch, self.activations
-        self._use(max_tokens, *self._room(max_tokens))
-        try:
-            yield
-        finally:
-            self._use(*before)
 
     @classmethod
     def chunk_bytes(cls, config, n: int, kernels, embed_stride: int) -> int:

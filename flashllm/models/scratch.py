@@ -17,7 +17,8 @@ def own_pages(shape: tuple[int, ...], dtype: np.dtype, value: float = 0.0) -> np
     n = int(np.prod(shape))
     if n == 0:
         return np.empty(shape, dtype)
-    pages = mmap.mmap(-1, n * np.dtype(dtype).itemsize)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # or a forked child would write into ours
+    pages = mmap.mmap(-1, n * np.dtype(dtype).itemsize, flags=flags)
     array = np.frombuffer(pages, dtype, n).reshape(shape)
     array.fill(value)
     return array
