@@ -184,7 +184,7 @@ def table(card: dict) -> str:
             )
         same = all(agree(repeat, part) for repeat in repeats)
         lines.append(f"| {model} | every prompt's tokens the same in all cells | {same} |")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *(f"\n{note}" for note in card.get("notes", ()))]) + "\n"
 
 
 MODEL = (
