@@ -133,7 +133,7 @@ def test_interrupt_ends_with_130():
     )  # fmt: skip
     child.stdout.read(1)  # it is generating
     child.send_signal(signal.SIGINT)
-    _, err = child.communicate(timeout=60)
+    _, err = child.communicate(timeout=120)
     assert child.returncode == 130 and "Traceback" not in err, err
 
 

@@ -120,6 +120,6 @@ def test_no_large_mappings(large, backend):
 
 def run(code: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60,
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=120,
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip

@@ -49,7 +49,7 @@ class Fake:
         """Return when the governor has dealt with it: it asks again."""
         for _ in range(times):
             self.samples.put(sample)
-            assert self.asked.acquire(timeout=30)
+            assert self.asked.acquire(timeout=120)
 
     def wait(self, seconds: float) -> Sample:
         self.asked.release()

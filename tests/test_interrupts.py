@@ -1,8 +1,8 @@
 """Ctrl-C in every phase: the process ends or raises soon, and the object works afterwards.
 
 The promise is 300 ms on an idle machine (bench/interrupts.py measures it, its card holds the last
-numbers); the bound here is wider because test machines are shared, and still far below what any of
-these phases takes when nobody interrupts it.
+numbers); the bound here is wider because test machines are shared, wider still under load, and far
+below what any of these phases takes when nobody interrupts it.
 """
 
 from __future__ import annotations
@@ -23,9 +23,12 @@ from flashllm.container import verify
 from flashllm.conversion.enlarge import inflate
 from flashllm.units import MIB
 
+from .patience import patience
 from .tiny import GOLDEN
 
-BOUND_S = 3.0
+
+def bound() -> float:
+    return patience(3.0)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +81,7 @@ def test_in_decode_and_the_handle_lives_on(model):
             for delta in llm.stream([1, 2, 3], max_tokens=60, ignore_eos=True):
                 seen.append(delta)
 
-        assert run_interrupted(lambda: len(seen) >= 2, decode) < BOUND_S
+        assert run_interrupted(lambda: len(seen) >= 2, decode) < bound()
         again = llm.generate([1, 2, 3], max_tokens=4, temperature=0, ignore_eos=True).tokens
         assert again == expected
         llm.store.check()
@@ -92,7 +95,7 @@ def test_in_prefill(model):
     ) as llm:  # fmt: skip
         steps.clear()
         prompt = [1 + i % 60 for i in range(60)]
-        assert run_interrupted(lambda: len(steps) > 2, lambda: llm.generate(prompt)) < BOUND_S
+        assert run_interrupted(lambda: len(steps) > 2, lambda: llm.generate(prompt)) < bound()
         assert llm.generate([1, 2], max_tokens=2, ignore_eos=True).tokens
 
 
@@ -102,7 +105,7 @@ def test_in_load(model):
         lambda: bool(begun),
         lambda: LLM(model, ram_budget="1GiB", progress=lambda *a: begun.append(a)),
     )
-    assert seconds < BOUND_S
+    assert seconds < bound()
     with LLM(model, ram_budget="1GiB") as llm:
         assert llm.generate([1, 2], max_tokens=2, ignore_eos=True).tokens
 
@@ -118,7 +121,7 @@ def test_during_resizes(model):
                 llm.resize(2**30)
                 resized.append(1)
 
-        assert run_interrupted(lambda: bool(resized), resize) < BOUND_S
+        assert run_interrupted(lambda: bool(resized), resize) < bound()
         llm.resize(2**30)
         again = llm.generate([1, 2, 3], max_tokens=4, temperature=0, ignore_eos=True).tokens
         assert again == expected
@@ -132,7 +135,7 @@ def test_in_verify(model):
         for _ in range(10_000):
             verify(model, progress=lambda *a: begun.append(a))
 
-    assert run_interrupted(lambda: bool(begun), again_and_again) < BOUND_S
+    assert run_interrupted(lambda: bool(begun), again_and_again) < bound()
 
 
 def test_while_observing(model):
@@ -143,7 +146,7 @@ def test_while_observing(model):
             for _ in range(10_000):
                 llm.observe(np.arange(1, 60), lambda *a: begun.append(1))
 
-        assert run_interrupted(lambda: bool(begun), observe) < BOUND_S
+        assert run_interrupted(lambda: bool(begun), observe) < bound()
         assert llm.model.observer is None
         assert llm.generate([1, 2], max_tokens=2, ignore_eos=True).tokens
 
@@ -162,6 +165,6 @@ def test_in_convert_leaves_nothing_under_the_final_name(tmp_path):
     child.stdout.read(1)
     sent = time.monotonic()
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=60)
-    assert child.returncode != 0 and time.monotonic() - sent < BOUND_S
+    child.communicate(timeout=120)
+    assert child.returncode != 0 and time.monotonic() - sent < bound()
     assert not out.exists()

@@ -106,7 +106,7 @@ if pid == 0:
     os._exit(0 if good else 1)
 sys.exit(os.waitpid(pid, 0)[1])
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=60, cwd=os.getcwd())
+    done = subprocess.run([sys.executable, "-c", code], timeout=120, cwd=os.getcwd())
     assert done.returncode == 0
 
 
@@ -118,6 +118,6 @@ ks = choose_kernels("serial", n_threads=3)
 solve(ks, *problem())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], timeout=60, cwd=os.getcwd(), capture_output=True
+        [sys.executable, "-c", code], timeout=120, cwd=os.getcwd(), capture_output=True
     )
     assert done.returncode == 0 and not done.stderr

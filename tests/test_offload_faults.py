@@ -284,7 +284,7 @@ def test_exit_with_everything_open(tmp_path, codec):
         lease = next(leases)
     """
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, timeout=60, text=True
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, timeout=120, text=True
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 

@@ -106,7 +106,7 @@ def shim(tmp_path_factory):
     return library
 
 
-def run(shim, tmp_path, plan, code, *, backend="pread", timeout=60):
+def run(shim, tmp_path, plan, code, *, backend="pread", timeout=120):
     return subprocess.run(
         [sys.executable, "-c", CHILD + code, backend, str(tmp_path / "file"), plan],
         env={"LD_PRELOAD": str(shim), "PYTHONPATH": ":".join(sys.path)},
@@ -163,5 +163,5 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 os._exit(0)
 """
-    result = run(shim, tmp_path, "b", code, timeout=30)
+    result = run(shim, tmp_path, "b", code, timeout=120)
     assert result.stdout.strip() == "interrupted", result.stderr

@@ -31,6 +31,8 @@ static uint32_t next_word(void)
 
 static float next_float(void) { return (float)next_word() / 8388608.0f - 1.0f; }
 
+static int below_one_in(uint32_t n) { return next_word() % n == 0; }
+
 static void *plane[N_ROWS];
 static uint64_t addresses[N_ROWS];
 
@@ -112,6 +114,53 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     }
     expect(!memcmp(out[1], out[2], sizeof out[1]), "dot bits", type, n, 0, 0);
     expect(!memcmp(y[1], y[2], N_TOKENS * n * 4), "accumulate bits", type, n, 0, 0);
+}
+
+/* A file's rows may hold any bits and lists of items may lie: a status says so, and a sanitizer that
+ * nothing beyond a row was touched. */
+static void check_any_bytes(const fl_engine *e, int type, size_t n)
+{
+    static float x[N_TOKENS * MAX_N], coef[N_TOKENS * N_ROWS], scales[N_TOKENS * 16];
+    static float out[N_TOKENS * N_ROWS], y[N_TOKENS * MAX_N], decoded[N_ROWS * MAX_N];
+    static uint8_t q[N_TOKENS * (MAX_N + 64)];
+    static const struct {
+        int32_t ids[2];
+        fl_kernel_status dot, accumulate;
+    } lists[] = {
+        {{0, N_ROWS - 1}, FL_KERNEL_OK, FL_KERNEL_OK},
+        {{0, N_ROWS}, FL_OUT_OF_RANGE, FL_OUT_OF_RANGE},
+        {{-1, 0}, FL_OUT_OF_RANGE, FL_OUT_OF_RANGE},
+        {{INT32_MIN, INT32_MAX}, FL_OUT_OF_RANGE, FL_OUT_OF_RANGE},
+        {{3, 3}, FL_NOT_ASCENDING, FL_NOT_ASCENDING},
+        {{4, 5}, FL_ABSENT_FRAME, FL_ABSENT_FRAME},
+        {{6, 7}, FL_MISALIGNED, FL_MISALIGNED},
+    };
+    const fl_piece piece = fill(type, n);
+    const int64_t q_stride = (int64_t)(n + 63) / 64 * 64, groups = (int64_t)(n + 31) / 32;
+    const size_t row_bytes = type == FL_INT8   ? (size_t)groups * 34
+                             : type == FL_INT4 ? (size_t)groups * 18
+                                               : n * (type == FL_F32 ? 4 : 2);
+    for (size_t r = 0; r < N_ROWS; r++)
+        for (size_t i = 0; i < row_bytes; i++)
+            ((uint8_t *)plane[r])[16 + i] = below_one_in(4) ? 0xff : (uint8_t)next_word();
+    for (size_t i = 0; i < N_TOKENS * n; i++) x[i] = next_float();
+    fl_op_prepare(e, x, N_TOKENS, (int64_t)n, q, q_stride, scales, 16);
+    const fl_acts acts = {x, q, scales, N_TOKENS, (int64_t)n, q_stride, 16};
+    const fl_items all = {addresses, N_ROWS, NULL, 0, N_ROWS};
+    expect(fl_op_dot(e, &acts, &piece, &all, out, N_ROWS) == FL_KERNEL_OK, "any dot", type, n, 0, 0);
+    fl_op_decode(e, &piece, &all, decoded);
+    fl_op_accumulate(e, coef, N_ROWS, N_TOKENS, &piece, &all, y, (int64_t)n);
+    addresses[5] = 0;
+    addresses[7] += 8;
+    for (size_t k = 0; k < sizeof lists / sizeof *lists; k++) {
+        const fl_items two = {addresses, N_ROWS, lists[k].ids, 0, 2};
+        const fl_kernel_status dot = fl_op_dot(e, &acts, &piece, &two, out, N_ROWS);
+        const fl_kernel_status sum = fl_op_accumulate(e, coef, N_ROWS, N_TOKENS, &piece, &two, y,
+                                                      (int64_t)n);
+        expect(dot == lists[k].dot, "status of dot", type, n, dot, lists[k].dot);
+        expect(sum == lists[k].accumulate, "status of accumulate", type, n, sum,
+               lists[k].accumulate);
+    }
 }
 
 static void near(const char *what, size_t n, const float *a, const float *b, size_t count,
@@ -247,6 +296,7 @@ int main(int argc, char **argv)
     for (size_t i = 0; i < sizeof sizes / sizeof *sizes; i++) {
         for (int type = 0; type < FL_N_WEIGHT_TYPES; type++)
             check_rows(&serial, &ours, type, sizes[i]);
+        for (int type = 0; type < FL_N_WEIGHT_TYPES; type++) check_any_bytes(&ours, type, sizes[i]);
         check_layers(&serial, &ours, sizes[i]);
     }
     for (int64_t window = 0; window < 40; window += 13) {

@@ -14,7 +14,7 @@
 #include "fl_reader.h"
 #include "fl_xxh64.h"
 
-enum { SIZE = 200003, MAX_EXTENTS = 6 };
+enum { SIZE = 200003, LARGE = 9 << 20, MAX_EXTENTS = 6 };
 
 static uint64_t state;
 static uint8_t content[SIZE];
@@ -36,7 +36,7 @@ static void must(int good, const char *what)
     exit(1);
 }
 
-static uint8_t *exact(size_t n)
+static void *exact(size_t n)
 {
     uint8_t *p = malloc(n ? n : 1);
     for (size_t i = 0; i < n; i++) p[i] = (uint8_t)next_word();
@@ -177,15 +177,40 @@ static void one_run(fl_reader *r)
     free(offsets), free(digests), free(stored), free(memory);
 }
 
+#ifndef __SANITIZE_THREAD__ /* which is slow, and leaves no signal to the guard */
+/* Any range of a file of `size` bytes, the content over and over, one call at a time. */
+static void range(fl_reader *r, int64_t size, int64_t most)
+{
+    const int64_t offset = (int64_t)below((uint64_t)(size + size / 8));
+    const int64_t length = (int64_t)below((uint64_t)most);
+    uint8_t *out = exact((size_t)length);
+    fl_failure failure = {0};
+    const int came = fl_reader_read(r, offset, length, out, &failure);
+    must(came == (offset + length > size && length ? FL_FAIL_END : FL_READ_OK), "a range's end");
+    for (int64_t i = 0; came == FL_READ_OK && i < length; i++)
+        must(out[i] == content[(offset + i) % SIZE], "other bytes in a range");
+    free(out);
+}
+#endif
+
+static int made(const char *path, int64_t size)
+{
+    const int fd = open(path, O_CREAT | O_TRUNC | O_RDWR, 0600);
+    must(fd >= 0, "cannot make a file");
+    for (int64_t at = 0; at < size; at += SIZE) {
+        const size_t n = size - at < SIZE ? (size_t)(size - at) : SIZE;
+        must(write(fd, content, n) == (ssize_t)n, "cannot write the file");
+    }
+    return fd;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 4) return 2;
     const long rounds = atol(argv[2]);
     state = strtoull(argv[3], NULL, 10) * 2 + 1;
     for (size_t i = 0; i < SIZE; i++) content[i] = (uint8_t)next_word();
-    int fd = open(argv[1], O_CREAT | O_TRUNC | O_RDWR, 0600);
-    must(fd >= 0 && write(fd, content, SIZE) == SIZE, "cannot write the file");
-    close(fd);
+    close(made(argv[1], SIZE));
     for (int mode = FL_PREAD; mode <= FL_MMAP; mode++) {
         int error = 0;
         fl_reader *r = fl_reader_open(open(argv[1], O_RDONLY), mode, SIZE, 3, 1, 1, &error);
@@ -195,9 +220,34 @@ int main(int argc, char **argv)
             planes();
             batch(r, i % 2 == 0);
             one_run(r);
+#ifndef __SANITIZE_THREAD__
+            range(r, SIZE, 3 * (int64_t)SIZE / 2);
+#endif
         }
         fl_reader_free(r);
     }
+#ifndef __SANITIZE_THREAD__
+    /* Large enough for blocks, and cut under the reader half-way: never a signal. */
+    for (int mode = FL_PREAD; mode <= FL_MMAP; mode++) {
+        int error = 0;
+        const int fd = made(argv[1], LARGE);
+        fl_reader *r = fl_reader_open(open(argv[1], O_RDONLY), mode, LARGE, 3, 1, 1, &error);
+        must(r != NULL, "cannot open the large file");
+        for (long i = 0; i < rounds / 10; i++) range(r, LARGE, 3 << 20);
+        must(fl_resident_bytes(fd, (int64_t)below(LARGE), 1 + (int64_t)below(LARGE)) >= 0, "mincore");
+        must(ftruncate(fd, LARGE / 2) == 0, "cannot cut the file");
+        for (long i = 0; i < rounds / 10; i++) {
+            const int64_t offset = (int64_t)below(LARGE), length = 1 + (int64_t)below(LARGE / 2);
+            uint8_t *out = exact((size_t)length);
+            fl_failure failure = {0};
+            const int came = fl_reader_read(r, offset, length, out, &failure);
+            must(came == (offset + length > LARGE / 2 ? FL_FAIL_END : FL_READ_OK), "after a cut");
+            free(out);
+        }
+        fl_reader_free(r);
+        close(fd);
+    }
+#endif
     printf("%ld rounds\n", rounds);
     return 0;
 }
