@@ -104,6 +104,18 @@ cdef extern from "fl_kernels.h" nogil:
     fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                                int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                float *y, int64_t y_stride)
+    ctypedef struct fl_neurons:
+        const fl_acts *acts
+        const fl_piece *first
+        const fl_piece *second
+        const fl_piece *down
+        const fl_items *items
+        fl_activation kind
+        int64_t bundle_bytes
+        float *pre
+        float *up
+        float *y
+    fl_kernel_status fl_op_neurons(const fl_engine *e, const fl_neurons *a)
     void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
                        int64_t n_planes, float *out)
     fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
@@ -304,6 +316,40 @@ cdef class NativeKernels:
         with nogil:
             status = fl_op_accumulate(&self.engine, &coef[0, 0], coef.shape[1], coef.shape[0], &p,
                                       &items, &y[0, 0], y.shape[1])
+        self.clock.add(started)
+        self.check(status)
+
+    def neurons(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
+                const float[::1] scales not None, int64_t scale_stride, tuple first, tuple second,
+                tuple down not None, const uint64_t[::1] addresses not None, const int32_t[::1] ids,
+                int64_t start, int64_t n, int kind, float[:, ::1] pre not None, float[:, ::1] up,
+                float[:, ::1] y not None):
+        cdef fl_acts acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride)
+        cdef fl_piece pieces[3]
+        cdef const int32_t *listed = NULL
+        cdef fl_neurons a
+        if x is not None:
+            acts.x, acts.n_cols = &x[0, 0], x.shape[1]
+        if ids is not None:
+            listed = &ids[0]
+        a.first = a.second = NULL
+        if first is not None:
+            pieces[0] = fl_piece(first[0], first[1], first[2], first[3], first[4])
+            a.first = &pieces[0]
+        if second is not None:
+            pieces[1] = fl_piece(second[0], second[1], second[2], second[3], second[4])
+            a.second = &pieces[1]
+        pieces[2] = fl_piece(down[0], down[1], down[2], down[3], down[4])
+        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
+        a.acts, a.down, a.items, a.kind = &acts, &pieces[2], &items, <fl_activation>kind
+        a.bundle_bytes = pieces[2].stride
+        a.pre, a.y, a.up = &pre[0, 0], &y[0, 0], NULL
+        if up is not None:
+            a.up = &up[0, 0]
+        cdef fl_kernel_status status
+        cdef int64_t started = now_ns()
+        with nogil:
+            status = fl_op_neurons(&self.engine, &a)
         self.clock.add(started)
         self.check(status)
 

@@ -138,6 +138,27 @@ fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_pie
 fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                                   int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                   float *y, int64_t y_stride);
+/* The items of a list as the kernels take them: pointers to the pieces of items k..k+n-1 of it, and
+ * whether its ids ascend. */
+fl_kernel_status fl_resolve(const fl_piece *piece, const fl_items *items, int64_t k, int64_t n,
+                            const uint8_t **rows);
+fl_kernel_status fl_ascending(const fl_items *items);
+
+/* fl_neurons.c: for one token, of every neuron k in ascending order
+ *   y += act(pre[k]) * up[k] * its down piece,
+ * pre[k] = its first piece . x, up[k] = its second piece . x.  Without a first piece pre is given;
+ * without a second there is no up.  Both pieces, where there are both, are of one type.  pre and up
+ * are [items->n]; pre holds the factors afterwards. */
+typedef struct {
+    const fl_acts *acts;
+    const fl_piece *first, *second, *down;
+    const fl_items *items;
+    fl_activation kind;
+    int64_t bundle_bytes; /* what a bundle takes in memory */
+    float *pre, *up, *y;
+} fl_neurons;
+fl_kernel_status fl_op_neurons(const fl_engine *e, const fl_neurons *a);
+
 void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
                    int64_t n_planes, float *out);
 fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,

@@ -17,8 +17,8 @@ enum { MAX_HEAD_DIM = 576 }; /* a latent of 512 and 64 that turn */
 /* --------------------------------------------------------------------------------------- items */
 
 /* Pointers to the pieces of items k..k+n-1 of the list. */
-static fl_kernel_status resolve(const fl_piece *piece, const fl_items *items, int64_t k, int64_t n,
-                                const uint8_t **rows)
+fl_kernel_status fl_resolve(const fl_piece *piece, const fl_items *items, int64_t k, int64_t n,
+                            const uint8_t **rows)
 {
     for (int64_t i = 0; i < n; i++, k++) {
         int64_t id = items->ids ? items->ids[k] : items->start + k;
@@ -33,7 +33,7 @@ static fl_kernel_status resolve(const fl_piece *piece, const fl_items *items, in
     return FL_KERNEL_OK;
 }
 
-static fl_kernel_status ascending(const fl_items *items)
+fl_kernel_status fl_ascending(const fl_items *items)
 {
     for (int64_t k = 1; items->ids && k < items->n; k++)
         if (items->ids[k] <= items->ids[k - 1]) return FL_NOT_ASCENDING;
@@ -90,7 +90,7 @@ static void dot_part(void *context, int part)
     int64_t end = cut(j->items->n, part + 1, j->parts);
     for (int64_t k = cut(j->items->n, part, j->parts); k < end; k += ROWS) {
         int64_t n = smaller(ROWS, end - k);
-        fl_kernel_status status = resolve(j->piece, j->items, k, n, rows);
+        fl_kernel_status status = fl_resolve(j->piece, j->items, k, n, rows);
         if (status != FL_KERNEL_OK) {
             atomic_store(&j->status, status);
             return;
@@ -103,7 +103,7 @@ static void dot_part(void *context, int part)
 fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
                            const fl_items *items, float *out, int64_t out_stride)
 {
-    if (ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
+    if (fl_ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
     dot_job j = {e, acts, piece, items, out, out_stride, 1, FL_KERNEL_OK};
     j.parts = parts_for(e, items->n, acts->n_tokens * acts->n_cols, 4);
     fl_pool_run(e->pool, dot_part, &j, j.parts);
@@ -161,7 +161,7 @@ static void accumulate_part(void *context, int part)
     int64_t last = smaller(n_cols, cut(groups, part + 1, j->parts) * FL_GROUP);
     for (int64_t k = 0; k < j->items->n; k += ROWS) {
         int64_t n = smaller(ROWS, j->items->n - k);
-        fl_kernel_status status = resolve(j->piece, j->items, k, n, rows);
+        fl_kernel_status status = fl_resolve(j->piece, j->items, k, n, rows);
         if (status != FL_KERNEL_OK) {
             atomic_store(&j->status, status);
             return;
@@ -176,7 +176,7 @@ fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t
                                   int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                   float *y, int64_t y_stride)
 {
-    if (ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
+    if (fl_ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
     accumulate_job j = {e, coef, coef_stride, n_tokens, piece, items, y, y_stride, 1, FL_KERNEL_OK};
     int64_t groups = (piece->n_cols + FL_GROUP - 1) / FL_GROUP;
     /* One part per thread: narrower columns would break up sequential reads of the rows. */
@@ -192,7 +192,7 @@ fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const f
 {
     for (int64_t k = 0; k < items->n; k++) {
         const uint8_t *row;
-        fl_kernel_status status = resolve(piece, items, k, 1, &row);
+        fl_kernel_status status = fl_resolve(piece, items, k, 1, &row);
         if (status != FL_KERNEL_OK) return status;
         e->set->decode[piece->weight_type](row, (size_t)piece->n_cols, out + k * piece->n_cols);
     }

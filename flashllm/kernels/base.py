@@ -89,6 +89,10 @@ class PieceView:
         """Whether dots with this piece use int8 activations."""
         return BY_CODE[self.weight_type].group_size > 1
 
+    def alike(self, other: PieceView) -> bool:
+        """Whether dots with both are one kernel's."""
+        return (self.weight_type, self.n_cols) == (other.weight_type, other.n_cols)
+
     def as_ints(self) -> tuple[int, int, int, int, int]:
         """The five numbers in the order of fl_piece."""
         return (self.weight_type, self.per_frame, self.stride, self.offset, self.n_cols)
@@ -295,6 +299,60 @@ class KernelSet(RecurrentOperators, ABC):
         _check_width("coef", coef, len(ids))
         if len(ids):
             self._accumulate(coef, addresses, piece, ids, 0, len(ids), y)
+
+    # ------------------------------------------------------------------------------------ neurons
+
+    def add_neurons(
+        self,
+        acts: Activations,
+        addresses: np.ndarray,
+        pieces: tuple[PieceView | None, PieceView | None, PieceView],
+        items: np.ndarray | range,
+        kind: str,
+        pre: np.ndarray,
+        up: np.ndarray | None,
+        y: np.ndarray,
+    ) -> None:
+        """y[0] += sum over items i, ascending, of act(first_i . x) * (second_i . x) * down_i.
+
+        One token.  pieces = (first, second, down) of each bundle; without `first` float32
+        pre [1, n] holds the pre-activations, without `second` there is no factor up.  `acts` is
+        prepared for the pieces that are dotted.  items: int32 ids ascending, or a range of step 1.
+        pre and up [1, n] are overwritten.  The bits are those of dot, activate and accumulate one
+        after the other, which is how it is made where a set has no shorter way.
+        """
+        first, second, down = pieces
+        self._check_accumulate(pre, addresses, down, y)
+        if len(pre) != 1 or (up is None) != (second is None):
+            raise UsageError("add_neurons takes one token, and room for up beside a second piece")
+        if kind not in ACTIVATIONS:
+            raise UnknownNameError("activation", kind, list(ACTIVATIONS))
+        n = len(items)
+        check_array("pre", pre, np.float32, (1, n), out=True)
+        if up is not None:
+            check_array("up", up, np.float32, (1, n), out=True)
+        if isinstance(items, range):
+            if items.step != 1:
+                raise UsageError(f"a range of items has step 1, not {items.step}")
+            self._check_range(addresses, down, items.start, max(items.start, items.stop))
+        else:
+            check_array("items", items, np.int32, (None,))
+        for piece, out in ((first, pre), (second, up)):
+            if piece is not None:
+                self._check_dot(acts, addresses, piece, out)
+        if n:
+            self._neurons(acts, addresses, pieces, items, kind, pre, up, y)
+
+    def _neurons(self, acts, addresses, pieces, items, kind, pre, up, y) -> None:
+        first, second, down = pieces
+        ids = items
+        if isinstance(items, range):
+            ids = np.arange(items.start, items.stop, dtype=np.int32)
+        for piece, out in ((first, pre), (second, up)):
+            if piece is not None:
+                self._dot(acts, acts.x, addresses, piece, ids, 0, len(ids), out)
+        self._activate(kind, pre, up, pre)
+        self._accumulate(pre, addresses, down, ids, 0, len(ids), y)
 
     def decode_rows(
         self, addresses: np.ndarray, piece: PieceView, ids: np.ndarray, out: np.ndarray

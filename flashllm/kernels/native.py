@@ -67,6 +67,19 @@ class NativeSet(KernelSet):
     def _accumulate(self, coef, addresses, piece, ids, start, n, y) -> None:
         self._core.accumulate(coef, piece.as_ints(), addresses, ids, start, n, y)
 
+    def _neurons(self, acts, addresses, pieces, items, kind, pre, up, y) -> None:
+        first, second, down = pieces
+        if first is not None and second is not None and not first.alike(second):
+            return super()._neurons(acts, addresses, pieces, items, kind, pre, up, y)
+        dotted = first or second
+        q_stride, scale_stride = acts.strides(dotted.n_cols) if dotted else (0, 0)
+        ids, start = (None, items.start) if isinstance(items, range) else (items, 0)
+        self._core.neurons(
+            acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
+            first and first.as_ints(), second and second.as_ints(), down.as_ints(),
+            addresses, ids, start, len(items), ACTIVATIONS[kind], pre, up, y,
+        )  # fmt: skip
+
     def _decode_rows(self, addresses, piece, ids, out) -> None:
         self._core.decode_rows(piece.as_ints(), addresses, ids, out)
 

@@ -329,6 +329,10 @@ class DecoderModel(ApproximateFFN, ABC):
         views = self.views[f"layers.{layer}.ffn"]
         pre = self.scratch.view("gathered", n_tokens, n)
         np.take(decided, ids, axis=1, out=pre, mode="clip")  # any other mode makes a copy first
+        if n_tokens == 1 and not self._inner_biases(f"layers.{layer}."):
+            pieces = (None, views["up"] if self.config.gated else None, views["down"])
+            self._walk_neurons(pieces, lease.addresses, ids, out, pre)
+            return
         up = None
         if self.config.gated:
             up = self.scratch.view("up", n_tokens, n)
@@ -356,6 +360,13 @@ class DecoderModel(ApproximateFFN, ABC):
         self.clock.phase = FFN
         kernels.prepare(self.activations, x, views[first])
         out.fill(0.0)
+        if n_tokens == 1 and not self._inner_biases(prefix, first):
+            pieces = (views[first], views["up"] if first == "gate" else None, views["down"])
+            for lease in self.store.scan(prefix + plane):
+                self._walk_neurons(pieces, lease.addresses, range(lease.start, lease.stop), out)
+            self._add_bias(prefix + "ffn.bias", out)
+            self.clock.phase = ATTENTION
+            return
         rows = self._gate_up_rows(prefix + plane) if first == "gate" else None
         for lease in self.store.scan(prefix + plane):
             up = None
@@ -377,6 +388,19 @@ class DecoderModel(ApproximateFFN, ABC):
             )
         self._add_bias(prefix + "ffn.bias", out)
         self.clock.phase = ATTENTION
+
+    def _inner_biases(self, prefix: str, *pieces: str) -> bool:
+        """Whether pre-activations or ups of these layers have a bias."""
+        return any(f"{prefix}{piece}.bias" in self.vectors for piece in (*pieces, "up"))
+
+    def _walk_neurons(self, pieces, addresses, items, out, pre=None) -> None:
+        """Add the neurons of a lease for one token, in one walk over their bundles."""
+        if pre is None:
+            pre = self.scratch.view("decided", 1, len(items))
+        up = None if pieces[1] is None else self.scratch.view("up", 1, len(items))
+        self.kernels.add_neurons(
+            self.activations, addresses, pieces, items, self.config.activation, pre, up, out
+        )
 
     def _gate_up_rows(self, plane: str) -> tuple[PieceView, np.ndarray] | None:
         """`_gate_up_view` and the ids of all gate and up rows, made once."""
