@@ -143,7 +143,7 @@ def fit(
             aims = [_aims(task, share, common // len(tasks), float(recall), recalls, kinds, unit)
                     for task in tasks]  # fmt: skip
             _check(tasks, aims, budget=budget_bytes(ram_budget, container.size),
-                   process=llm.plan.ledger["process as it stands"] + reserve)  # fmt: skip
+                   process=llm.plan.ledger["process as it stands"])  # fmt: skip
             gathered = {task.layer: LayerStatistics(spool, task.hidden_size, task.n_bundles, tokens)
                         for task in tasks}  # fmt: skip
             spool.require_room()
@@ -274,7 +274,8 @@ def _task(container: Container, hidden_size: int, layer: int) -> LayerTask:
 def _check(tasks: list[LayerTask], aims: list[Aims], *, budget: int, process: int) -> None:
     """BudgetError unless every layer can be solved when the engine is gone."""
     solving = max(_solving_bytes(task, aim) for task, aim in zip(tasks, aims, strict=True))
-    needed = process + GROWTH_BYTES + solving
+    counts = LayerStatistics.n_bytes(sum(task.n_bundles for task in tasks))
+    needed = process + GROWTH_BYTES + counts + solving
     if needed > budget:
         most = max(task.n_bundles for task in tasks)
         raise BudgetError(budget, needed, f"to fit a layer of {most} neurons")

@@ -27,6 +27,8 @@ from .tasks import Aims, LayerTask, Made, Offer, line
 
 LEAST_RANK = 4
 
+# Up to this many columns all directions are sought at once: that takes ten matrices of the size.
+WHOLE = 512
 OVERSAMPLE, ROUNDS = 16, 6  # of the search for the first directions: more rounds changed nothing
 # What rounding the stored factor B adds to a neuron's error, as a share of its variance: measured.
 ROUNDING = {"int8": 5e-5, "int4": 7e-3}
@@ -50,14 +52,16 @@ def directions(
 
 def search_bytes(hidden_size: int, rank: int) -> int:
     """What `directions` holds at once beside the factors and a block."""
+    if hidden_size <= WHOLE:
+        return 44 * hidden_size**2
     return 8 * hidden_size**2 + 24 * hidden_size * min(hidden_size, rank + OVERSAMPLE)
 
 
 def _leading(gram: np.ndarray, count: int) -> np.ndarray:
     """The eigenvectors of the `count` largest eigenvalues, the largest first: by iterating a
     subspace, which costs as many columns as are sought."""
-    width = count + OVERSAMPLE
-    if 3 * width >= len(gram):
+    width = min(count + OVERSAMPLE, len(gram))
+    if len(gram) <= WHOLE:
         return np.linalg.eigh(gram)[1][:, ::-1][:, :count].astype(np.float32)
     found = np.random.default_rng(0).standard_normal((len(gram), width)).astype(np.float32)
     for _ in range(ROUNDS):

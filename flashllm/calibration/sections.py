@@ -11,6 +11,8 @@ from ..predictors.low_bit import LowBitPredictor
 from ..quant import WEIGHT_TYPES
 from ..units import align_up
 
+ENCODED = 32  # rows at once: encoding takes several times their size
+
 
 @dataclass(frozen=True, eq=False)
 class BitRows:
@@ -54,13 +56,14 @@ def pack_planes(codes: np.ndarray, n_planes: int) -> np.ndarray:
 
 def low_rank_section(a: np.ndarray, b: np.ndarray, bias: np.ndarray, weight_type: str) -> bytes:
     """From A [rank, hidden_size], B [n_bundles, rank] and bias [n_bundles]."""
-    columns = np.ascontiguousarray(b.T)
-    return _rows("int8", a) + _rows(weight_type, columns) + bias.astype("<f4").tobytes()
+    return _rows("int8", a) + _rows(weight_type, b.T) + bias.astype("<f4").tobytes()
 
 
 def _rows(weight_type: str, rows: np.ndarray) -> bytes:
-    raw = WEIGHT_TYPES[weight_type].encode(rows)
-    stride = align_up(raw.shape[1], 16)
-    out = np.zeros((len(raw), stride), np.uint8)
-    out[:, : raw.shape[1]] = raw
+    kind = WEIGHT_TYPES[weight_type]
+    n_bytes = kind.row_bytes(rows.shape[1])
+    out = np.zeros((len(rows), align_up(n_bytes, 16)), np.uint8)
+    for first in range(0, len(rows), ENCODED):
+        part = np.ascontiguousarray(rows[first : first + ENCODED])
+        out[first : first + ENCODED, :n_bytes] = kind.encode(part)
     return out.tobytes()
