@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from flashllm import LLM, assembly
+from flashllm import LLM
 from flashllm.calibration.density import LOWEST, N_BINS, PER_OCTAVE, calibrate, threshold
 from flashllm.calibration.fit_writer import FitWriter
 from flashllm.calibration.sections import low_rank_section
@@ -29,15 +29,15 @@ from flashllm.errors import (
 from flashllm.evaluation import negative_log_likelihood
 from flashllm.kernels import choose_kernels
 from flashllm.kernels.base import PieceView, weight_code
-from flashllm.offload import WeightStore
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
 from flashllm.predictors.fit import fit_path
 from flashllm.predictors.header import Header
 from flashllm.predictors.magnitude import MAX_BYTES, density_path, read_magnitudes
 from flashllm.predictors.scores import FittedLayer
-from flashllm.units import KIB, MIB
+from flashllm.units import MIB
 
 from . import tiny
+from .forced import opened
 from .tiny import GOLDEN
 
 IDS = [3, 17, 40, 8, 8, 22, 61]
@@ -114,27 +114,12 @@ def made(request, tmp_path_factory):
 
 def run(path, predictors, monkeypatch, *, share=1.0, store_mode=None, **settings):
     """An approximate run with `share` of every plane kept."""
-    plan_budget = assembly.plan.plan_budget
-
-    def forced(**arguments):
-        plan = plan_budget(**arguments)
-        resident = {n.name: int(n.n_frames * share) for n in arguments["needs"]}
-        return dataclasses.replace(
-            plan, resident=resident, ring_stages=4 if share < 1 else 0, stage_bytes=256 * KIB
-        )
-
-    class Store(WeightStore):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, **kwargs, **({"mode": store_mode} if store_mode else {}))
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assembly.plan, "plan_budget", forced)
-        patch.setattr(assembly.opening, "WeightStore", Store)
-        with LLM(path, ram_budget="1GiB", mode="approx", predictors=predictors, debug=True,
-                 **settings) as llm:  # fmt: skip
-            return llm.generate(
-                IDS, max_tokens=N_TOKENS, temperature=0, ignore_eos=True, logprobs=5
-            )
+    store = {"mode": store_mode} if store_mode else {}
+    with opened(
+        path, monkeypatch, share=share, store=store, ram_budget="1GiB", mode="approx",
+        predictors=predictors, **settings,
+    ) as llm:  # fmt: skip
+        return llm.generate(IDS, max_tokens=N_TOKENS, temperature=0, ignore_eos=True, logprobs=5)
 
 
 WAYS = [

@@ -6,17 +6,14 @@ a real budget for so small a model would keep all of it.
 
 from __future__ import annotations
 
-import dataclasses
-
 import numpy as np
 import pytest
 
-from flashllm import LLM, assembly
 from flashllm.conversion.enlarge import inflate
-from flashllm.offload import WeightStore
 from flashllm.offload.sizing import DEMAND_BYTES
-from flashllm.units import KIB, MIB
+from flashllm.units import MIB
 
+from .forced import opened
 from .tiny import GOLDEN
 
 IDS = [3, 17, 40, 8, 8, 22, 61, 5, 33, 12, 50]
@@ -42,26 +39,12 @@ def run(
     demand_bytes: int = DEMAND_BYTES, **settings,
 ):  # fmt: skip
     """(logits, greedy tokens) with `share` of every plane kept and a ring of 4 small stages."""
-    plan_budget = assembly.plan.plan_budget
-
-    def forced(**arguments):
-        plan = plan_budget(**arguments)
-        resident = {n.name: int(n.n_frames * share) for n in arguments["needs"]}
-        stages = 4 if share < 1 else 0
-        return dataclasses.replace(
-            plan, resident=resident, ring_stages=stages, stage_bytes=256 * KIB
-        )
-
-    class Store(WeightStore):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, mode=mode, demand_bytes=demand_bytes, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assembly.plan, "plan_budget", forced)
-        patch.setattr(assembly.opening, "WeightStore", Store)
-        with LLM(path, ram_budget="1GiB", debug=True, **settings) as llm:
-            logits = llm.logits(IDS)
-            result = llm.generate(IDS, max_tokens=12, temperature=0, ignore_eos=True)
+    store = {"mode": mode, "demand_bytes": demand_bytes}
+    with opened(
+        path, monkeypatch, share=share, store=store, ram_budget="1GiB", **settings
+    ) as llm:
+        logits = llm.logits(IDS)
+        result = llm.generate(IDS, max_tokens=12, temperature=0, ignore_eos=True)
     return logits, result
 
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flashllm import LLM, convert
+from flashllm import LLM
 from flashllm.engine.drafts import LONGEST_REST, REST, TRIAL, Drafts, Pace
 from flashllm.engine.lookup import Lookup
 from flashllm.errors import UsageError
 
-from .rwkv_models import exported, official, written
+from .forced import small_frames
 from .test_together import BUDGET, WAYS, opened, said
 from .tiny import container
 
@@ -26,13 +26,7 @@ SETTINGS = {
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def model(request, tmp_path_factory):
-    folder, variant = tmp_path_factory.mktemp("speculation"), request.param
-    if not variant.startswith("rwkv-"):
-        return container(folder, variant, tokenizer=False, quant="int8", frame_bytes=512)
-    version = variant.removeprefix("rwkv-")
-    source = written(folder / "m.bin", exported(official(version), version))
-    convert(source, folder / "m.flash", frame_bytes=512)
-    return folder / "m.flash"
+    return small_frames(tmp_path_factory.mktemp("speculation"), request.param)
 
 
 def guess(monkeypatch, drafts):

@@ -8,17 +8,17 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from flashllm import LLM, SamplingParams, assembly, convert
+from flashllm import LLM, SamplingParams, assembly
 from flashllm.assembly.lending import Lending
 from flashllm.engine.group import packed
 from flashllm.engine.totals import Totals
 from flashllm.errors import BudgetError, UsageError
 from flashllm.models.state import StateGroup
-from flashllm.offload import WeightStore
 from flashllm.planning import needing_more
 from flashllm.units import KIB, MIB
 
-from .rwkv_models import exported, official, written
+from . import forced
+from .forced import small_frames
 from .tiny import container
 
 BUDGET = "2GiB"
@@ -38,36 +38,15 @@ WAYS = {
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def model(request, tmp_path_factory):
-    """A container of many small frames."""
-    folder, variant = tmp_path_factory.mktemp("together"), request.param
-    if not variant.startswith("rwkv-"):
-        return container(folder, variant, tokenizer=False, quant="int8", frame_bytes=512)
-    version = variant.removeprefix("rwkv-")
-    source = written(folder / "m.bin", exported(official(version), version))
-    convert(source, folder / "m.flash", frame_bytes=512)
-    return folder / "m.flash"
+    return small_frames(tmp_path_factory.mktemp("together"), request.param)
 
 
-def opened(path, monkeypatch, *, share: float = 1.0, mode: str = "adaptive", **settings) -> LLM:
-    """An engine with `share` of every plane kept, and sparse planes in `mode`."""
-    plan_budget = assembly.plan.plan_budget
-
-    def forced(**arguments):
-        plan = plan_budget(**arguments)
-        resident = {n.name: int(n.n_frames * share) for n in arguments["needs"]}
-        stages = 4 if share < 1 else 0
-        return dataclasses.replace(
-            plan, resident=resident, ring_stages=stages, stage_bytes=16 * KIB
-        )
-
-    class Store(WeightStore):
-        def __init__(self, *args, **kwargs):
-            super().__init__(*args, mode=mode, **kwargs)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(assembly.plan, "plan_budget", forced)
-        patch.setattr(assembly.opening, "WeightStore", Store)
-        return LLM(str(path), **{"ram_budget": BUDGET, "debug": True, **settings})
+def opened(path, monkeypatch, *, mode: str = "adaptive", **settings) -> LLM:
+    """An engine over small stages, with sparse planes in `mode`."""
+    return forced.opened(
+        path, monkeypatch, store={"mode": mode}, stage_bytes=16 * KIB,
+        **{"ram_budget": BUDGET, **settings},
+    )  # fmt: skip
 
 
 def params(k: int) -> SamplingParams:
