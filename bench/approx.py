@@ -24,6 +24,7 @@ from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cards import write_card  # noqa: E402
 from carry_fit import carry  # noqa: E402
 from frontier import machine, run_cell  # noqa: E402
 
@@ -161,8 +162,7 @@ def write(args: argparse.Namespace, cap: int, runs: dict, about: dict) -> None:
         "machine": about, "runs": runs,
         "rows": [row(label, runs, args.tokens) for label in CELLS if label in runs],
     }  # fmt: skip
-    args.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(table(card))
+    write_card(args.out, card, table(card))
 
 
 def row(label: str, runs: dict[str, list[dict]], n_tokens: int) -> dict:

@@ -12,10 +12,11 @@ so frames of one bundle are merged into larger reads all the same.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from cards import write_card
 
 from flashllm import __version__
 from flashllm.cli.simulate import fitted_orders
@@ -61,8 +62,7 @@ def main() -> int:
         print(text)
         return 0
     about = {"flashllm": __version__, "cache": args.cache, "policy": args.policy}
-    args.out.with_suffix(".json").write_text(json.dumps(about | {"rows": rows}, indent=1) + "\n")
-    args.out.with_suffix(".md").write_text(text)
+    write_card(args.out, about | {"rows": rows}, text)
     return 0
 
 

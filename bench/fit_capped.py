@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from cards import write_card
 from confined import run_confined
 
 from flashllm import LLM, __version__
@@ -105,7 +106,6 @@ def held_out(model: Path, args: argparse.Namespace) -> dict:
 
 def write(args: argparse.Namespace, rows: list[dict]) -> None:
     card = {"flashllm": __version__, "asked_recall": RECALL, "cap": args.cap, "rows": rows}
-    args.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     head = ("| model | file | cap | peak | seconds | predictors | recall | precision | "
             "on other text: recall | precision |")  # fmt: skip
     lines = [
@@ -128,7 +128,7 @@ def write(args: argparse.Namespace, rows: list[dict]) -> None:
             f"{100 * row['share']:.1f} % | {row['recall']:.4f} | {row['precision']:.3f} | "
             f"{other['recall']:.4f} ({row['other']}) | {other['precision']:.3f} |"
         )
-    args.out.with_suffix(".md").write_text("\n".join(lines) + "\n")
+    write_card(args.out, card, "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cards import write_card  # noqa: E402
 from confined import run_confined  # noqa: E402
 
 from flashllm import __version__, assembly  # noqa: E402
@@ -97,8 +98,7 @@ def main() -> int:
         "transformers_in_memory": json.loads(args.peer.read_text()) if args.peer else None,
         "runs": {f"{model} {label}": cells for (model, label), cells in runs.items()},
     }  # fmt: skip
-    args.out.with_suffix(".json").write_text(json.dumps(card, indent=1))
-    args.out.with_suffix(".md").write_text(table(card))
+    write_card(args.out, card, table(card))
     print(table(card))
     return 0
 

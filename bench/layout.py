@@ -13,7 +13,6 @@ models are made here when they are missing (192 tokens from character 1,000,000 
 from __future__ import annotations
 
 import argparse
-import json
 import mmap
 import statistics
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 from approx import file_of, verb  # noqa: E402
+from cards import write_card  # noqa: E402
 from carry_fit import order_between  # noqa: E402
 
 from flashllm import __version__  # noqa: E402
@@ -152,10 +152,7 @@ def main() -> int:
     print(text)
     if args.out is not None:
         about = {"flashllm": __version__, "cache": args.cache, "policy": args.policy}
-        args.out.with_suffix(".json").write_text(
-            json.dumps(about | {"rows": rows}, indent=1) + "\n"
-        )
-        args.out.with_suffix(".md").write_text(text)
+        write_card(args.out, about | {"rows": rows}, text)
     return 0
 
 

@@ -23,6 +23,7 @@ from pathlib import Path
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
+from cards import write_card  # noqa: E402
 from confined import run_confined  # noqa: E402
 from frontier import machine  # noqa: E402
 
@@ -130,8 +131,7 @@ def main() -> int:
             for name, cell in cells.items():
                 runs[-1][name] = run(model, cell, args.cap, args.tokens)
                 print(model.stem, name, runs[-1][name].get("tokens_per_s"), flush=True)
-        path.write_text(json.dumps(card, indent=1) + "\n")
-        args.out.with_suffix(".md").write_text(table(card))
+        write_card(args.out, card, table(card))
     print(args.out.with_suffix(".md").read_text())
     return 0
 

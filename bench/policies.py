@@ -9,10 +9,11 @@ cache of the same share of its bundles.  This is what the default policy is chos
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+
+from cards import write_card
 
 from flashllm import __version__
 from flashllm.probe.named import CURVES
@@ -43,10 +44,7 @@ def main() -> int:
     if args.out is None:
         print(text)
         return 0
-    args.out.with_suffix(".json").write_text(
-        json.dumps({"flashllm": __version__, "rows": rows}, indent=1) + "\n"
-    )
-    args.out.with_suffix(".md").write_text(text)
+    write_card(args.out, {"flashllm": __version__, "rows": rows}, text)
     return 0
 
 

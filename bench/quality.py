@@ -14,9 +14,10 @@ approximate: the predicted bundles whole).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
+
+from cards import write_card
 
 from flashllm import LLM, __version__
 from flashllm.calibration.fitting import fit
@@ -127,7 +128,6 @@ def write(args: argparse.Namespace, text: str, rows: list[dict]) -> None:
     card = {"flashllm": __version__, "model": args.name, "fitted_to": fit_text,
             "measured_on": args.text.name, "skip": args.skip, "characters": len(text),
             "window": WINDOW, "share": args.share, "rows": rows}  # fmt: skip
-    args.out.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
     head = ("| weights | mode | perplexity | against exact | bits per character | computed | "
             "predicted | recall | precision | MB/token |")  # fmt: skip
     table = [f"# {args.name}: weight types, exact and approximate", "",
@@ -137,7 +137,7 @@ def write(args: argparse.Namespace, text: str, rows: list[dict]) -> None:
              "all FFN neurons. Recall and precision: every 16th token audited. MB/token: bytes of "
              "the weights that a token needs (`python bench/quality.py -h`).", "",
              head, "|" + " --- |" * (head.count("|") - 1), *(line(row, rows) for row in rows)]
-    args.out.with_suffix(".md").write_text("\n".join(table) + "\n")
+    write_card(args.out, card, "\n".join(table) + "\n")
 
 
 def line(row: dict, rows: list[dict]) -> str:
