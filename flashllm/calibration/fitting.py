@@ -35,7 +35,7 @@ from . import statistics
 from .fit_writer import FitWriter
 from .low_rank import largest_rank
 from .measuring import Solved, measure, measuring_bytes
-from .recording import sparse_layers, windows
+from .recording import first_tokens, sparse_layers, windows
 from .solving import KINDS, build, choose, solving_bytes, survey
 from .spool import FLUSH_BYTES, Spool
 from .statistics import LayerStatistics, roles_of
@@ -219,12 +219,8 @@ def _windows(llm: LLM, text: str | None, ids: Sequence[int] | None, most: int) -
     else:
         size = llm.n_context
         found = (np.array(ids[at : at + size], np.int32) for at in range(0, len(ids), size))
-    taken, n = [], 0
-    for one in found:
-        taken.append(one[: most - n])
-        n += len(taken[-1])
-        if n == most:
-            break
+    taken = list(first_tokens(found, most))
+    n = sum(map(len, taken))
     if n < LEAST_TOKENS or len(taken) < 3:
         raise UsageError(
             f"{n} tokens in {len(taken)} contexts are too few to fit to: {LEAST_TOKENS} in 3 at "

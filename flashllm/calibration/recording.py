@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -99,15 +99,12 @@ def observe_text(
     if n_tokens < 1:
         raise UsageError(f"--tokens must be at least 1, not {n_tokens}")
     n_done = 0
-    for ids in windows(llm, text, window=window):
-        ids = ids[: n_tokens - n_done]
+    for ids in first_tokens(windows(llm, text, window=window), n_tokens):
         begin_context()
         llm.observe(ids, observer, needs_bytes=needs_bytes)
         n_done += len(ids)
         if progress is not None:
             progress(n_done, n_tokens, label)
-        if n_done == n_tokens:
-            break
     if n_done == 0:
         raise UsageError("the text has no tokens")
     return n_done
@@ -125,3 +122,14 @@ def windows(llm: LLM, text: str, *, window: int | None):
         ids = llm.encode(document.strip(), add_bos=False)
         for at in range(0, len(ids), size):
             yield np.array(first + ids[at : at + size], np.int32)
+
+
+def first_tokens(contexts: Iterable[np.ndarray], most: int) -> Iterator[np.ndarray]:
+    """The contexts up to `most` tokens in all, the last one cut."""
+    n = 0
+    for ids in contexts:
+        ids = ids[: most - n]
+        n += len(ids)
+        yield ids
+        if n == most:
+            return
