@@ -68,6 +68,11 @@ class DecoderModel(ApproximateFFN, ABC):
             name: {piece.name: _piece_view(plane, piece) for piece in plane.pieces}
             for name, plane in planes.items()
         }
+        # Layers ("layers.0.") whose gate or up rows have biases.
+        self._inner_biases = {
+            name.removesuffix(last)
+            for name in vectors for last in ("gate.bias", "up.bias") if name.endswith("." + last)
+        }  # fmt: skip
         self._ids = np.zeros(config.intermediate_size, np.int32)
         self._paired: dict[str, tuple[PieceView, np.ndarray] | None] = {}
         self.counts = StepCounts()
@@ -329,7 +334,7 @@ class DecoderModel(ApproximateFFN, ABC):
         views = self.views[f"layers.{layer}.ffn"]
         pre = self.scratch.view("gathered", n_tokens, n)
         np.take(decided, ids, axis=1, out=pre, mode="clip")  # any other mode makes a copy first
-        if n_tokens == 1 and not self._inner_biases(f"layers.{layer}."):
+        if n_tokens == 1 and f"layers.{layer}." not in self._inner_biases:
             pieces = (None, views["up"] if self.config.gated else None, views["down"])
             self._walk_neurons(pieces, lease.addresses, ids, out, pre)
             return
@@ -360,15 +365,21 @@ class DecoderModel(ApproximateFFN, ABC):
         self.clock.phase = FFN
         kernels.prepare(self.activations, x, views[first])
         out.fill(0.0)
-        if n_tokens == 1 and not self._inner_biases(prefix, first):
+        leases = self.store.scan(prefix + plane)
+        if n_tokens == 1 and prefix not in self._inner_biases:
             pieces = (views[first], views["up"] if first == "gate" else None, views["down"])
-            for lease in self.store.scan(prefix + plane):
+            for lease in leases:
                 self._walk_neurons(pieces, lease.addresses, range(lease.start, lease.stop), out)
-            self._add_bias(prefix + "ffn.bias", out)
-            self.clock.phase = ATTENTION
-            return
+        else:
+            self._add_bundles(prefix, plane, first, leases, out)
+        self._add_bias(prefix + "ffn.bias", out)
+        self.clock.phase = ATTENTION
+
+    def _add_bundles(self, prefix: str, plane: str, first: str, leases, out: np.ndarray) -> None:
+        """Add whole leases of bundles to `out`, operator by operator."""
+        kernels, views, n_tokens = self.kernels, self.views[prefix + plane], out.shape[0]
         rows = self._gate_up_rows(prefix + plane) if first == "gate" else None
-        for lease in self.store.scan(prefix + plane):
+        for lease in leases:
             up = None
             if rows is not None:
                 view, every = rows
@@ -386,12 +397,6 @@ class DecoderModel(ApproximateFFN, ABC):
             kernels.accumulate_range(
                 pre, lease.addresses, views["down"], lease.start, lease.stop, out
             )
-        self._add_bias(prefix + "ffn.bias", out)
-        self.clock.phase = ATTENTION
-
-    def _inner_biases(self, prefix: str, *pieces: str) -> bool:
-        """Whether pre-activations or ups of these layers have a bias."""
-        return any(f"{prefix}{piece}.bias" in self.vectors for piece in (*pieces, "up"))
 
     def _walk_neurons(self, pieces, addresses, items, out, pre=None) -> None:
         """Add the neurons of a lease for one token, in one walk over their bundles."""
