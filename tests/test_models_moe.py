@@ -195,6 +195,11 @@ def test_a_token_reads_its_experts_and_no_other(parts):
     assert PER_TOKEN * stride <= rest <= 2 * PER_TOKEN * stride  # alignment and merged reads
 
 
+def test_no_ring_is_planned_for_experts(parts):
+    picked = {need.name for need in parts.plan.needs if need.picked}
+    assert picked == {"layers.0.experts", "layers.1.experts"}
+
+
 def test_a_chunk_asks_for_each_expert_once_and_leaves_the_cache_alone(paths, monkeypatch):
     asked = []
     with ExitStack() as stack:
@@ -202,9 +207,9 @@ def test_a_chunk_asks_for_each_expert_once_and_leaves_the_cache_alone(paths, mon
         parts.store.load()
         acquire = parts.store.acquire
 
-        def recorded(plane, ids):
+        def recorded(plane, ids, **how):
             asked.append((plane, ids.copy()))
-            return acquire(plane, ids)
+            return acquire(plane, ids, **how)
 
         monkeypatch.setattr(parts.store, "acquire", recorded)
         segment = parts.store._states["layers.0.experts"].segment
@@ -223,9 +228,9 @@ def test_an_expert_never_chosen_is_never_asked_for(tmp_path, monkeypatch):
     convert(str(variant), str(path))
     acquire = WeightStore.acquire
 
-    def recorded(self, plane, ids):
+    def recorded(self, plane, ids, **how):
         asked.update((ids // 10).tolist())
-        return acquire(self, plane, ids)
+        return acquire(self, plane, ids, **how)
 
     monkeypatch.setattr(WeightStore, "acquire", recorded)
     with LLM(str(path), ram_budget="2GiB") as llm:

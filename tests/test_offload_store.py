@@ -20,6 +20,7 @@ from .offload_model import (
     AffineCurve,
     Model,
     active,
+    item_bytes,
     read_ids,
     read_rows,
     read_scan,
@@ -168,6 +169,30 @@ def test_cached_mode_reads_only_misses(raw_model):
         misses.append(stats.misses)
         assert stats.hits + stats.misses == 45 and stats.planes_picked == 1
     assert misses[0] == 22 and misses[1:] == [0, 0]
+
+
+def test_units_in_memory_come_first(model):
+    """Six items a unit; of four units two are in memory, and half of one: they are handed out
+    before anything is waited for, and every unit's items ascend."""
+    name = "layers.0.ffn"
+    plane, truth = model.container.planes[name], model.truth[name]
+    store = model.store({name: 12}, mode="cached")
+    before = np.r_[0:6, 36:42, 48:51].astype(np.int32)  # in frames of three items
+    store.begin_step((name,), admit=True)
+    read_ids(model, store, name, before)
+    store.end_step()
+    store.begin_step((name,), admit=True)
+    started, seen, waited = store.statistics(), [], []
+    for lease in store.acquire(name, np.r_[0:6, 36:42, 48:54, 60:72].astype(np.int32), unit=6):
+        done = store.statistics()
+        waited.append(done.wait_ns - started.wait_ns)
+        assert done.reads > started.reads  # under way already
+        for item in lease.ids.tolist():
+            assert item_bytes(plane, lease.addresses, item) == truth[item].tobytes(), item
+        seen.append(lease.ids)
+    store.end_step()
+    assert seen[0].tolist() == before.tolist() and waited[0] == 0
+    assert np.concatenate(seen[1:]).tolist() == [*range(51, 54), *range(60, 72)]
 
 
 def test_set_larger_than_the_segment_keeps_its_hits(raw_model):

@@ -11,7 +11,7 @@ import numpy as np
 from ..cache.ledger import THREAD_BYTES
 from ..container import Container
 from ..errors import BudgetError, UsageError
-from ..offload import store_costs
+from ..offload import routed_planes, store_costs
 from ..planning import (
     GROWTH_BYTES,
     RESULT_BYTES,
@@ -49,6 +49,7 @@ def make_plan(
     """
     dtype = kv_dtype(wishes, container)
     acquired = acquired_planes(container, predicted)
+    picked = routed_planes(container) | (predicted.planes() if predicted else set())
     costs_of_store = store_costs(container, stage_bytes=STAGE_BYTES, sparse=acquired)
     embed = container.planes["embed"]
     vector_bytes = 4 * sum(int(np.prod(shape)) for shape, *_ in container.vectors.values())
@@ -65,7 +66,7 @@ def make_plan(
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
                   rank_of(name, container, acquired), config.share_read(name),
-                  picked=predicted is not None and name in predicted.planes())
+                  picked=name in picked)
         for name, plane in container.planes.items()
     ]  # fmt: skip
     each_guess = 4 * config.vocab_size + model_class.mark_bytes(config)

@@ -1,13 +1,16 @@
 """Mixture of experts: Llama's layers in which a router sends each token to a few experts' FFNs.
 
 A chunk goes through a layer expert by expert: each expert's neurons are leased once and meet only
-the tokens that chose it.  Per token the sum runs over its experts in ascending order and over each
-expert's neurons in file order, whatever the chunk, the leases and the other tokens are.
+the tokens that chose it.  Per token each expert has a sum over its neurons in file order; those are
+weighted and added in ascending order of experts, whatever the chunk, the leases and the other
+tokens are.  So a single token's experts may be computed in the order in which they come.
 Where experts have ReLU, the gates of the chosen ones decide and only neurons that are active for a
 token of the chunk are read further.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -15,9 +18,20 @@ from ..kernels.base import ATTENTION, FFN, PREDICT
 from .decoder import n_above_zero
 from .llama import LlamaModel
 from .routing import route, sigmoid
+from .scratch import own_pages
 
 
 class MoEModel(LlamaModel):
+    def __init__(self, config, *given, **named):
+        super().__init__(config, *given, **named)
+        # Of a single token: what each of its experts adds, before it is weighted.
+        self._sums_of_one = own_pages((config.n_chosen, config.hidden_size), np.float32)
+
+    @classmethod
+    def chunk_bytes(cls, config, n: int, kernels, embed_stride: int) -> int:
+        sums = 4 * config.n_chosen * config.hidden_size
+        return super().chunk_bytes(config, n, kernels, embed_stride) + sums
+
     @classmethod
     def scratch_widths(cls, config) -> dict[str, int]:
         plain = len(config.expert_layers) < config.n_layers
@@ -80,45 +94,65 @@ class MoEModel(LlamaModel):
     def _experts(self, layer, x, chosen, weights, out) -> None:
         """Adds to each row of `out` the weighted sum of its token's experts."""
         plane, n_each = f"layers.{layer}.experts", self.config.expert_size
-        ids = self._neurons_of(np.unique(chosen))
+        ids, prepared = self._neurons_of(np.unique(chosen)), -1
         self._count_experts(layer, chosen.size * n_each, ids.size)
-        for lease in self.store.acquire(plane, ids):
-            for part in self._by_expert(lease.ids):
-                tokens, places = np.nonzero(chosen == part[0] // n_each)
-                w = weights[tokens, places]
-                self._expert(self.views[plane], lease.addresses, part, x, tokens, w, out)
+        leases = self.store.acquire(plane, ids)
+        for expert, tokens, addresses, part, sums in self._summed(leases, chosen, weights, out):
+            views, pre = self.views[plane], self.scratch.view("decided", tokens.size, part.size)
+            if expert != prepared:
+                mine, prepared = self._rows(x, tokens, "expert_in"), expert
+                self.kernels.prepare(self.activations, mine, views["gate"])
+            self.kernels.dot_ids(self.activations, addresses, views["gate"], part, pre)
+            self._add_part(views, addresses, part, pre, sums)
 
     def _experts_of_one(self, layer, x, chosen, weights, out) -> None:
-        """The same for one token: its experts lie in one list of neurons, so that a lease takes
-        three calls and not five an expert."""
-        kernels, plane = self.kernels, f"layers.{layer}.experts"
-        n_each, views = self.config.expert_size, self.views[plane]
-        ids, shares = self._neurons_of(chosen), np.repeat(weights, n_each)
+        """The same for one token, whose experts may come in any order: each has a sum of its own
+        and they are added in the end, ascending."""
+        plane, n_each = f"layers.{layer}.experts", self.config.expert_size
+        ids, views = self._neurons_of(chosen), self.views[plane]
         self._count_experts(layer, ids.size, ids.size)
-        kernels.prepare(self.activations, x, views["gate"])
-        most = n_each * self.max_tokens  # what the scratch holds for one token
-        for lease in self.store.acquire(plane, ids):
-            for start in range(0, lease.ids.size, most):
-                part = lease.ids[start : start + most]
-                pre, up = self._gate_and_up(plane, lease.addresses, part, 1)
-                kernels.activate(self.config.activation, pre, up, pre)
-                first = lease.first + start
-                pre *= shares[first : first + part.size]
-                kernels.accumulate_ids(pre, lease.addresses, views["down"], part, out)
+        self.kernels.prepare(self.activations, x, views["gate"])
+        pieces = views["gate"], views["up"], views["down"]
+        sums = self._sums_of_one
+        sums.fill(0.0)
+        for lease in self.store.acquire(plane, ids, unit=n_each):
+            for part in self._by_expert(lease.ids):
+                first = int(part[0])
+                k = int(np.searchsorted(chosen, first // n_each))
+                items = range(first, first + part.size)
+                self._walk_neurons(pieces, lease.addresses, items, sums[k : k + 1])
+        sums *= weights[:, None]
+        for row in sums:
+            out += row
 
-    def _gate_and_up(
-        self, plane: str, addresses: np.ndarray, ids: np.ndarray, n_tokens: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Both dots of neurons `ids` with what has been prepared, [n_tokens, ids.size]."""
-        paired = self._gate_up_view(plane)
-        if paired is not None:
-            view, every = paired
-            rows = np.add.outer(ids * np.int32(every), np.arange(2, dtype=np.int32)).reshape(-1)
-            return self._paired_dots(view, addresses, rows, n_tokens)
-        pre, up = (self.scratch.view(name, n_tokens, ids.size) for name in ("decided", "up"))
-        for piece, dots in (("gate", pre), ("up", up)):
-            self.kernels.dot_ids(self.activations, addresses, self.views[plane][piece], ids, dots)
-        return pre, up
+    def _summed(self, leases, chosen, weights, out) -> Iterator[tuple]:
+        """(expert, its tokens, addresses, neurons, sums) of leases over whole experts, ascending.
+
+        What is added to `sums` [tokens, hidden_size] goes to those tokens' rows of `out`, times the
+        expert's weights, when all of the expert's neurons have been seen.
+        """
+        expert, tokens, sums = -1, None, None
+        for lease in leases:
+            for part in self._by_expert(lease.ids):
+                if part[0] // self.config.expert_size != expert:
+                    self._add_sums(expert, tokens, sums, chosen, weights, out)
+                    expert = int(part[0]) // self.config.expert_size
+                    tokens = tokens_of(expert, chosen)
+                    sums = self.scratch.view("expert_out", tokens.size)
+                    sums.fill(0.0)
+                yield expert, tokens, lease.addresses, part, sums
+        self._add_sums(expert, tokens, sums, chosen, weights, out)
+
+    def _add_sums(self, expert, tokens, sums, chosen, weights, out) -> None:
+        if expert < 0:
+            return
+        sums *= weights[chosen == expert][:, None]  # a token chooses an expert once
+        if tokens.size == len(out):
+            out += sums
+            return
+        rows = self._rows(out, tokens, "expert_in")  # what was in it is not needed any more
+        rows += sums
+        out[tokens] = rows
 
     def _neurons_of(self, experts: np.ndarray) -> np.ndarray:
         n_each = self.config.expert_size
@@ -129,49 +163,38 @@ class MoEModel(LlamaModel):
         cuts = np.flatnonzero(np.diff(ids // self.config.expert_size)) + 1
         return np.split(ids, cuts) if ids.size else []
 
-    def _expert(self, views, addresses, ids, x, tokens, weights, out) -> None:
-        """Neurons `ids` of one expert, for the tokens (ascending rows of x) that chose it."""
-        n = tokens.size
-        mine = self._rows(x, tokens, "expert_in")
-        pre = self.scratch.view("decided", n, ids.size)
-        self.kernels.prepare(self.activations, mine, views["gate"])
-        self.kernels.dot_ids(self.activations, addresses, views["gate"], ids, pre)
-        self._add_expert(views, addresses, ids, pre, tokens, weights, out)
-
     def _sparse_experts(self, layer, x, chosen, weights, out) -> None:
         """As `_experts`, reading of the chosen experts what their gates leave active."""
         gates, neurons = f"layers.{layer}.experts", f"layers.{layer}.neurons"
         n_each, wanted = self.config.expert_size, np.unique(chosen)
         flat = self.scratch.view("decided", x.shape[0]).reshape(-1)
-        decided, at = {}, 0  # expert -> its tokens, their weights, its gates' dots with them
+        decided, at = {}, 0  # expert -> its tokens, its gates' dots with them
         for e in wanted.tolist():
-            tokens, places = np.nonzero(chosen == e)
+            tokens = tokens_of(e, chosen)
             here = flat[at : at + tokens.size * n_each].reshape(tokens.size, n_each)
-            decided[e] = (tokens, weights[tokens, places], here)
+            decided[e] = (tokens, here)
             at += here.size
         for lease in self.store.acquire(gates, self._neurons_of(wanted)):
             for part in self._by_expert(lease.ids):
                 e = int(part[0]) // n_each
-                tokens, _, pre = decided[e]
+                tokens, pre = decided[e]
                 mine, view = self._rows(x, tokens, "expert_in"), self.views[gates]["gate"]
                 dots = self.scratch.view("up", tokens.size, part.size)
                 self.kernels.prepare(self.activations, mine, view)
                 self.kernels.dot_ids(self.activations, lease.addresses, view, part, dots)
                 pre[:, part[0] - e * n_each : part[-1] + 1 - e * n_each] = dots
-        active = [self._active(e, pre) for e, (_, _, pre) in decided.items()]
-        ids = np.concatenate(active)
-        n_active = sum(n_above_zero(pre) for _, _, pre in decided.values())
+        active = [self._active(e, pre) for e, (_, pre) in decided.items()]
+        ids, views = np.concatenate(active), self.views[neurons]
+        n_active = sum(n_above_zero(pre) for _, pre in decided.values())
         self._count_experts(layer, n_active, ids.size)
-        for lease in self.store.acquire(neurons, ids):
-            for part in self._by_expert(lease.ids):
-                e = int(part[0]) // n_each
-                tokens, w, pre = decided[e]
-                coef = self.scratch.view("gathered", tokens.size, part.size)
-                np.take(pre, part - e * n_each, axis=1, out=coef, mode="clip")
-                views = self.views[neurons]
-                mine = self._rows(x, tokens, "expert_in")
+        leases, prepared = self.store.acquire(neurons, ids), -1
+        for e, tokens, addresses, part, sums in self._summed(leases, chosen, weights, out):
+            if e != prepared:
+                mine, prepared = self._rows(x, tokens, "expert_in"), e
                 self.kernels.prepare(self.activations, mine, views["up"])
-                self._add_expert(views, lease.addresses, part, coef, tokens, w, out)
+            pre = self.scratch.view("gathered", tokens.size, part.size)
+            np.take(decided[e][1], part - e * n_each, axis=1, out=pre, mode="clip")
+            self._add_part(views, addresses, part, pre, sums)
 
     def _active(self, expert: int, pre: np.ndarray) -> np.ndarray:
         """Ids in the plane of an expert's neurons above zero for any of its tokens."""
@@ -179,18 +202,14 @@ class MoEModel(LlamaModel):
         found = np.empty(n_each, np.int32)
         return found[: self.kernels.active_ids(pre, found)] + np.int32(expert * n_each)
 
-    def _add_expert(self, views, addresses, ids, pre, tokens, weights, out) -> None:
-        """Adds neurons `ids` of one expert, whose gates' dots are `pre`, to its tokens' rows; the
-        tokens' inputs have been prepared."""
-        kernels, n = self.kernels, tokens.size
-        sums = self._rows(out, tokens, "expert_out")
-        up = self.scratch.view("up", n, ids.size)
+    def _add_part(self, views, addresses, ids, pre, sums) -> None:
+        """Adds neurons `ids` of one expert, whose gates' dots with what has been prepared are
+        `pre`, to the sums of its tokens."""
+        kernels = self.kernels
+        up = self.scratch.view("up", len(pre), ids.size)
         kernels.dot_ids(self.activations, addresses, views["up"], ids, up)
         kernels.activate(self.config.activation, pre, up, pre)
-        pre *= weights[:, None]
         kernels.accumulate_ids(pre, addresses, views["down"], ids, sums)
-        if sums is not out:
-            out[tokens] = sums
 
     def _rows(self, x: np.ndarray, tokens: np.ndarray, buffer: str) -> np.ndarray:
         """Rows `tokens` of x, copied unless they are all of them."""
@@ -204,3 +223,8 @@ class MoEModel(LlamaModel):
         self.counts.active_neurons += per_token
         self.counts.n_neurons += self.config.n_experts * self.config.expert_size
         self.counts.layers[layer] = per_token
+
+
+def tokens_of(expert: int, chosen: np.ndarray) -> np.ndarray:
+    """Rows of `chosen`, ascending, that name the expert."""
+    return np.flatnonzero((chosen == expert).any(axis=1))

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from .leases import Lease
-from .sizing import StoreCosts, slot_bytes_of, sparse_planes, store_bytes, store_costs
+from .sizing import (
+    StoreCosts,
+    routed_planes,
+    slot_bytes_of,
+    sparse_planes,
+    store_bytes,
+    store_costs,
+)
 from .stats import StepStats
 from .store import WeightStore
 
@@ -12,6 +19,7 @@ __all__ = [
     "StepStats",
     "StoreCosts",
     "WeightStore",
+    "routed_planes",
     "slot_bytes_of",
     "sparse_planes",
     "store_bytes",

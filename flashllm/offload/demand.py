@@ -50,7 +50,8 @@ class Demand:
     def bring(
         self, source: FrameSource, extents: Extents, targets: np.ndarray
     ) -> Iterator[tuple[int, int]]:
-        """Read all extents; yield (a, b): extents.frames[a:b] are at targets[a:b] now.
+        """Read all extents; yield (a, b): extents.frames[a:b] are at targets[a:b] now.  The first
+        is (0, 0): what fits into the area has been submitted.
 
         targets  uint64[m] addresses; 0 = anywhere, filled in here and valid until the next step
                  of the iterator.  Closing the iterator waits for the reads in flight.
@@ -65,6 +66,8 @@ class Demand:
                 while n_started < min(w + 2, len(waves)):
                     fetches.append(self._start(source, extents, targets, waves, n_started))
                     n_started += 1
+                if w == 0:
+                    yield 0, 0
                 base, fetch = fetches[0]
                 n = stop - start
                 n_returns = min(RETURNS_PER_WAVE, n, 1 + fetch.extents.n_bytes // RETURN_BYTES)

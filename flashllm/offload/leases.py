@@ -23,14 +23,12 @@ class Lease:
     """Items that may be read now: [start, stop) of the plane or, when `ids` is given, those items.
 
     addresses  uint64[n_frames] by frame number; valid for the frames of this lease only
-    first      position of `ids` in the array that was asked for
     """
 
     start: int
     stop: int
     addresses: np.ndarray
     ids: np.ndarray | None = None
-    first: int = 0
 
 
 class Leases:
@@ -65,18 +63,16 @@ class Leases:
                 yield Lease(start * per_frame, min(stop * per_frame, n_items), addresses)
 
     def picked(
-        self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool
+        self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool, unit: int = 0
     ) -> Iterator[Lease]:
         """Chosen items, of which only the frames that are absent are read."""
         addresses, n_items = state.segment.addresses, state.source.n_items
-        at = 0
         self.unfinished += 1
         self.stats.planes_picked += 1
-        with closing(self._picker.pick(state, ids, clock, admit)) as picked:
-            for stop in picked:
-                if stop > at:
-                    yield Lease(0, n_items, addresses, ids[at:stop], at)
-                    at = stop
+        with closing(self._picker.pick(state, ids, clock, admit, unit)) as picked:
+            for some in picked:
+                if len(some):
+                    yield Lease(0, n_items, addresses, some)
         self.unfinished -= 1
 
     def swept(
@@ -96,7 +92,7 @@ class Leases:
             for _, frame_stop in swept:
                 stop = at + int(np.searchsorted(frames[at:], frame_stop))
                 if stop > at:
-                    yield Lease(0, n_items, addresses, ids[at:stop], at)
+                    yield Lease(0, n_items, addresses, ids[at:stop])
                     at = stop
         if admit and state.due(clock):
             self._picker.note_swept(sweep, self.stats.wait_ns - waited)

@@ -39,14 +39,18 @@ class Picker:
     # ------------------------------------------------------------------------------------- pick
 
     def pick(
-        self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool = True
-    ) -> Iterator[int]:
-        """Yield `stop`: the items ids[:stop] not yielded before are in the address table now.
+        self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool = True, unit: int = 0
+    ) -> Iterator[np.ndarray]:
+        """Yield `ids` in parts that are in the address table until the next one is asked for; the
+        first, which may be empty, when all reads that have room are under way.
 
+        Items ascend.  Where `ids` are whole units of so many items (experts), only those of a unit
+        do, and units that are in memory come first, to be used while the others are read.
         Without `admit` nothing is evicted or remembered; misses take free slots or pass through.
         """
         segment = state.segment
         self.settle(state, clock)
+        ids, n_ready = _ready_first(state, ids, unit)
         frame_of = ids if state.source.per_frame == 1 else ids // state.source.per_frame
         frames = _distinct(frame_of)
         self.count_wanted(state, frame_of, segment.frame_slot[frame_of] < 0)
@@ -55,7 +59,7 @@ class Picker:
         hits, missing = slots[hit], frames[~hit]
         recency = state.last_use[missing]
         if admit:
-            self.note_wanted(state, frames, clock)
+            self.note_wanted(state, np.sort(frames) if unit else frames, clock)
         placed = _NO_SLOTS
         segment.pin(hits)
         try:
@@ -63,7 +67,7 @@ class Picker:
             if admit:
                 state.policy.observe(hits, clock)
             if not len(missing):
-                yield len(ids)
+                yield ids
                 return
             if admit:
                 self.stats.prefetch_unused_bytes += state.make_room(len(missing))
@@ -75,7 +79,7 @@ class Picker:
             targets[chosen] = segment.slot_address[placed]
             extents = self.extents(state, missing)
             self.stats.bundles_read += state.source.bundles_in(extents.n_bytes)
-            waited = self.stats.wait_ns
+            waited, at = self.stats.wait_ns, 0
             with closing(self._demand.bring(state.source, extents, targets)) as arriving:
                 for a, b in arriving:
                     slots = segment.frame_slot[missing[a:b]]
@@ -84,8 +88,9 @@ class Picker:
                     segment.lend(missing[a:b][~in_slot], targets[a:b][~in_slot])
                     stop = len(ids)
                     if b < len(missing):
-                        stop = int(np.searchsorted(frame_of, missing[b]))
-                    yield stop
+                        stop = n_ready + int(np.searchsorted(frame_of[n_ready:], missing[b]))
+                    yield ids[at:stop]
+                    at = stop
                     segment.take_back()
             if state.due(clock):
                 self.paces.picks.note(
@@ -156,7 +161,8 @@ class Picker:
             with closing(self._demand.bring(state.source, extents, targets)) as arriving:
                 for a, b in arriving:
                     segment.publish(placed[a:b])
-                    yield b - a
+                    if b > a:
+                        yield b - a
             if state.policy is not None:
                 state.policy.admit(placed, missing, clock)
         finally:
@@ -262,6 +268,15 @@ class Picker:
             state.segment.abandon(pending.slots)
             state.residency_changed()
             state.prefetch = None
+
+
+def _ready_first(state: PlaneState, ids: np.ndarray, unit: int) -> tuple[np.ndarray, int]:
+    """`ids` with the units that are in memory before the others, and how many items those have."""
+    if not unit:
+        return ids, 0
+    units = ids.reshape(-1, unit)
+    ready = (state.segment.addresses[units // state.source.per_frame] != 0).all(axis=1)
+    return np.concatenate((units[ready], units[~ready])).ravel(), unit * int(ready.sum())
 
 
 def most_recent(last_use: np.ndarray, n: int) -> np.ndarray:

@@ -3,9 +3,9 @@
 A model announces the order in which a step walks the planes and then asks: `scan` for a whole
 plane, `acquire` for chosen bundles, `gather` for single rows.  It gets leases: a table of addresses
 by frame number, and the items that may be touched through it until the iterator advances or is
-closed.  Leases come in ascending item order and together cover each item exactly once, whatever is
-resident, in whatever mode, after whatever happened before: exactness never depends on this room's
-decisions.
+closed.  Leases come in ascending item order (of units of items: within each) and together cover
+each item exactly once, whatever is resident, in whatever mode, after whatever happened before:
+exactness never depends on this room's decisions.
 
 Errors of reading and decoding name plane, frame and items; after one, and after an iterator was
 dropped half-way, the store is ready for the next step.  One thread uses a store.
@@ -276,15 +276,21 @@ class WeightStore:
         state = self._state(plane)
         return self._opened(self._leases.audited(state) if audit else self._leases.scan(state))
 
-    def acquire(self, plane: str, ids: np.ndarray) -> Iterator[Lease]:
-        """Leases over the items `ids` (int32, ascending, distinct) of a sparse plane."""
+    def acquire(self, plane: str, ids: np.ndarray, *, unit: int = 0) -> Iterator[Lease]:
+        """Leases over the items `ids` (int32, ascending, distinct) of a sparse plane.
+
+        unit  `ids` are whole units of so many items whose order among each other does not matter:
+              those in memory come first, so that computing with them hides the others' reads
+        """
         state = self._state(plane)
         if not state.sparse:
             raise UsageError(f"plane {plane} is dense: scan it")
         if self._debug:
             self._check_ids(state, ids)
-        walk = self._leases.picked if self._picked_now(state) else self._leases.swept
-        return self._opened(walk(state, ids, clock=self._clock, admit=self._admit))
+        now = {"clock": self._clock, "admit": self._admit}
+        if self._picked_now(state):
+            return self._opened(self._leases.picked(state, ids, unit=unit, **now))
+        return self._opened(self._leases.swept(state, ids, **now))
 
     def gather(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy the items `ids` (any order, repeats allowed) into uint8 `out` [n, stride]."""
