@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -14,14 +15,20 @@ enum { LEAST_BYTES = 2 * FL_BLOCK_BYTES };
 
 enum { UNTRIED = 0, WORKS = 1, FAILS = 2 };
 
+typedef struct {
+    uint32_t used;  /* bytes of it, since it was last dropped */
+    uint32_t users; /* threads that copy from it now */
+} block_state;
+
 struct fl_blocks {
     uint8_t *map;
     int64_t size;
     int fd, slot, state;
-    pthread_mutex_t lock; /* everything below, and state */
-    int64_t leftovers[FL_BLOCK_LEFTOVERS]; /* blocks used in part, a ring; -1 where there is none */
-    int oldest;
-    uint32_t used[]; /* bytes of each block */
+    pthread_mutex_t lock; /* everything below, and state; dropping too, or others would open more */
+    int n_active;         /* with users, and those elsewhere */
+    int n_kept;
+    int64_t kept[FL_BLOCK_MOST]; /* used in part, without users; the oldest first */
+    block_state blocks[];
 };
 
 fl_blocks *fl_blocks_open(int fd, int64_t size)
@@ -30,7 +37,7 @@ fl_blocks *fl_blocks_open(int fd, int64_t size)
     const int64_t n_blocks = (size + FL_BLOCK_BYTES - 1) / FL_BLOCK_BYTES;
     if (size < LEAST_BYTES)
         return NULL;
-    fl_blocks *b = calloc(1, sizeof *b + (size_t)n_blocks * sizeof b->used[0]);
+    fl_blocks *b = calloc(1, sizeof *b + (size_t)n_blocks * sizeof b->blocks[0]);
     if (!b)
         return NULL;
     b->fd = fd;
@@ -49,8 +56,6 @@ fl_blocks *fl_blocks_open(int fd, int64_t size)
         free(b);
         return NULL;
     }
-    for (int i = 0; i < FL_BLOCK_LEFTOVERS; i++)
-        b->leftovers[i] = -1;
     pthread_mutex_init(&b->lock, NULL);
     return b;
 #else
@@ -78,9 +83,8 @@ void fl_blocks_close(fl_blocks *b)
         return;
     /* Nobody reads now.  Without the lock: in a forked child it may be held by a thread that is not
      * there. */
-    for (int i = 0; i < FL_BLOCK_LEFTOVERS; i++)
-        if (b->leftovers[i] >= 0)
-            drop(b, b->leftovers[i]);
+    for (int i = 0; i < b->n_kept; i++)
+        drop(b, b->kept[i]);
     fl_guard_forget(b->slot);
     munmap(b->map, (size_t)b->size);
     pthread_mutex_destroy(&b->lock);
@@ -124,39 +128,86 @@ const uint8_t *fl_blocks_base(const fl_blocks *b)
     return b->map;
 }
 
-/* Under the lock: the block that gives way to `block`, or -1. */
-static int64_t keep(fl_blocks *b, int64_t block)
+/* Under the lock, as all below. */
+static void forget_kept(fl_blocks *b, int i)
 {
-    const int64_t before = b->leftovers[b->oldest];
-    b->leftovers[b->oldest] = block;
-    b->oldest = (b->oldest + 1) % FL_BLOCK_LEFTOVERS;
-    if (before < 0 || b->used[before] == 0)
-        return -1;
-    b->used[before] = 0;
-    return before;
+    b->n_kept--;
+    memmove(b->kept + i, b->kept + i + 1, (size_t)(b->n_kept - i) * sizeof b->kept[0]);
 }
 
-void fl_blocks_used(fl_blocks *b, int64_t offset, int64_t length, int all)
+static void make_room(fl_blocks *b, int n_more)
+{
+    while (b->n_kept && b->n_active + b->n_kept + n_more > FL_BLOCK_MOST) {
+        const int64_t oldest = b->kept[0];
+        forget_kept(b, 0);
+        b->blocks[oldest].used = 0;
+        drop(b, oldest);
+    }
+}
+
+static void enter(fl_blocks *b, int64_t block)
+{
+    if (b->blocks[block].users++ > 0)
+        return;
+    for (int i = 0; i < b->n_kept; i++)
+        if (b->kept[i] == block)
+            forget_kept(b, i);
+    make_room(b, 1);
+    b->n_active++;
+}
+
+static void leave(fl_blocks *b, int64_t block, uint32_t n_used)
+{
+    block_state *s = &b->blocks[block];
+    const uint32_t whole = (uint32_t)(end_of(b, block) - block * FL_BLOCK_BYTES);
+
+    s->used = n_used < whole - s->used ? s->used + n_used : whole;
+    if (--s->users > 0)
+        return;
+    b->n_active--;
+    if (s->used == whole) {
+        s->used = 0;
+        drop(b, block);
+    } else {
+        make_room(b, 1);
+        b->kept[b->n_kept++] = block;
+    }
+}
+
+int fl_blocks_spanned(int64_t offset, int64_t length)
+{
+    return (int)((offset + length - 1) / FL_BLOCK_BYTES - offset / FL_BLOCK_BYTES) + 1;
+}
+
+void fl_blocks_elsewhere(fl_blocks *b, int n_more)
+{
+    pthread_mutex_lock(&b->lock);
+    if (n_more > 0)
+        make_room(b, n_more);
+    b->n_active += n_more;
+    pthread_mutex_unlock(&b->lock);
+}
+
+void fl_blocks_begin(fl_blocks *b, int64_t offset, int64_t length)
 {
     const int64_t stop = offset + length < b->size ? offset + length : b->size;
 
+    pthread_mutex_lock(&b->lock);
+    for (; offset < stop; offset = end_of(b, offset / FL_BLOCK_BYTES))
+        enter(b, offset / FL_BLOCK_BYTES);
+    pthread_mutex_unlock(&b->lock);
+}
+
+void fl_blocks_end(fl_blocks *b, int64_t offset, int64_t length, int all)
+{
+    const int64_t stop = offset + length < b->size ? offset + length : b->size;
+
+    pthread_mutex_lock(&b->lock);
     while (offset < stop) {
         const int64_t block = offset / FL_BLOCK_BYTES, end = end_of(b, block);
-        const int64_t n = (end < stop ? end : stop) - offset, start = block * FL_BLOCK_BYTES;
-        int64_t gone = -1;
-
-        pthread_mutex_lock(&b->lock);
-        const int is_new = b->used[block] == 0;
-        b->used[block] += (uint32_t)n;
-        if (all || b->used[block] >= end - start) {
-            b->used[block] = 0;
-            gone = block;
-        } else if (is_new) {
-            gone = keep(b, block);
-        }
-        pthread_mutex_unlock(&b->lock);
-        if (gone >= 0)
-            drop(b, gone);
+        const int64_t n = (end < stop ? end : stop) - offset;
+        leave(b, block, all ? FL_BLOCK_BYTES : (uint32_t)n);
         offset += n;
     }
+    pthread_mutex_unlock(&b->lock);
 }

@@ -92,21 +92,16 @@ static int verify(const fl_ticket *t, const extent *e, fl_failure *failure)
     return FL_READ_OK;
 }
 
-static void drop_behind(fl_ticket *t, int64_t index, int all)
+/* In a mapping the next extent's first page may be advised already: leave it a shared page.
+ * A buffered read fetches its own first page in the same request, so there nothing is lost. */
+static int what_to_leave(const fl_ticket *t, int64_t index)
 {
     const extent *e = &t->extents[index];
-    const int64_t page = t->reader->source.os_page;
-    int64_t stop = e->offset + e->length;
+    const int64_t page = t->reader->source.os_page, stop = e->offset + e->length;
+    const int is_shared = t->reader->source.mode == FL_MMAP && index + 1 < t->n &&
+                          t->extents[index + 1].offset / page == stop / page;
 
-    if (fl_source_in_blocks(&t->reader->source, e->length)) {
-        fl_source_used(&t->reader->source, e->offset, e->length, all);
-        return;
-    }
-    /* In a mapping the next extent's first page may be advised already: leave it a shared page.
-     * A buffered read fetches its own first page in the same request, so there nothing is lost. */
-    if (t->reader->source.mode == FL_MMAP && index + 1 < t->n && t->extents[index + 1].offset / page == stop / page)
-        stop = stop / page * page;
-    fl_source_drop(&t->reader->source, e->offset, stop);
+    return FL_LEAVE_BLOCKS | (is_shared ? FL_LEAVE_LAST_PAGE : 0);
 }
 
 static int read_extent(fl_ticket *t, int64_t index, fl_failure *failure)
@@ -117,10 +112,12 @@ static int read_extent(fl_ticket *t, int64_t index, fl_failure *failure)
 
     /* Twice when the bytes are wrong: a bad transfer is worth one more, bad flash is not. */
     for (int round = 0; round < 2; round++) {
+        fl_source_begin(s, e->offset, e->length);
         kind = fl_source_read(s, e->offset, e->length, t->iov + e->iov, (int)e->n_iov, failure);
         if (kind == FL_READ_OK)
             kind = verify(t, e, failure);
-        drop_behind(t, index, kind != FL_READ_OK);
+        fl_source_end(s, e->offset, e->length,
+                      kind == FL_READ_OK ? what_to_leave(t, index) : FL_LEAVE_NOTHING);
         if (kind != FL_FAIL_CHECK)
             break;
         if (round == 0)

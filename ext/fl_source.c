@@ -207,32 +207,30 @@ static int copy_direct(fl_source *s, int64_t offset, int64_t length, uint8_t *ou
 int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
                    fl_failure *failure)
 {
-    struct iovec iov = {out, (size_t)length};
-    int kind;
+    int kind = FL_READ_OK;
 
     if (length == 0)
         return FL_READ_OK;
     if (s->mode == FL_DIRECT)
         return copy_direct(s, offset, length, out, failure);
-    const int in_blocks = fl_source_in_blocks(s, length);
-    if (!in_blocks)
-        fl_source_ahead(s, offset, length);
-    kind = fl_source_read(s, offset, length, &iov, 1, failure);
-    if (in_blocks)
-        fl_source_used(s, offset, length, 1);
-    else
-        fl_source_drop(s, offset, offset + length);
+    /* Block by block: a section may be as long as the budget. */
+    for (int64_t done = 0; done < length && kind == FL_READ_OK;) {
+        const int64_t at = offset + done, in_block = FL_BLOCK_BYTES - at % FL_BLOCK_BYTES;
+        struct iovec iov = {out + done, (size_t)(in_block < length - done ? in_block : length - done)};
+        const int64_t n = (int64_t)iov.iov_len;
+        fl_source_begin(s, at, n);
+        if (!fl_source_in_blocks(s, n))
+            fl_source_ahead(s, at, n);
+        kind = fl_source_read(s, at, n, &iov, 1, failure);
+        fl_source_end(s, at, n, FL_LEAVE_NOTHING);
+        done += n;
+    }
     return kind;
 }
 
 int fl_source_in_blocks(const fl_source *s, int64_t length)
 {
     return s->blocks && length >= IN_BLOCKS_FROM && fl_blocks_work(s->blocks);
-}
-
-void fl_source_used(fl_source *s, int64_t offset, int64_t length, int all)
-{
-    fl_blocks_used(s->blocks, offset, length, all);
 }
 
 void fl_source_ahead(fl_source *s, int64_t offset, int64_t length)
@@ -244,18 +242,46 @@ void fl_source_ahead(fl_source *s, int64_t offset, int64_t length)
     madvise(s->map + start, (size_t)(stop - start), MADV_WILLNEED);
 }
 
-void fl_source_drop(fl_source *s, int64_t start, int64_t stop)
+/* Out of the page tables of the small extents' mapping.  A fault maps neighbours that are cached
+ * already, up to a whole block of them: in a file that somebody holds in memory they would stay
+ * mapped, and be ours, until the file is. */
+static void unmap(fl_source *s, int64_t start, int64_t stop)
 {
-    if (s->mode == FL_DIRECT || stop <= start)
-        return;
-    start = start / s->os_page * s->os_page;
-    stop = (stop + s->os_page - 1) / s->os_page * s->os_page;
-    /* The page tables first: the page cache keeps whatever is still mapped. */
-    if (s->mode == FL_MMAP && start < s->size) {
-        const int64_t end = (s->size + s->os_page - 1) / s->os_page * s->os_page;
+    const int64_t end = (s->size + s->os_page - 1) / s->os_page * s->os_page;
+
+    start = start / FL_BLOCK_BYTES * FL_BLOCK_BYTES;
+    stop = (stop + FL_BLOCK_BYTES - 1) / FL_BLOCK_BYTES * FL_BLOCK_BYTES;
+    if (start < end)
         madvise(s->map + start, (size_t)((stop < end ? stop : end) - start), MADV_DONTNEED);
+}
+
+void fl_source_begin(fl_source *s, int64_t offset, int64_t length)
+{
+    if (s->blocks && fl_source_in_blocks(s, length))
+        fl_blocks_begin(s->blocks, offset, length);
+    else if (s->blocks)
+        fl_blocks_elsewhere(s->blocks, fl_blocks_spanned(offset, length));
+}
+
+void fl_source_end(fl_source *s, int64_t offset, int64_t length, int leaves)
+{
+    const int64_t page = s->os_page, start = offset / page * page;
+    int64_t stop = offset + length;
+
+    if (s->mode == FL_DIRECT)
+        return;
+    if (fl_source_in_blocks(s, length)) {
+        fl_blocks_end(s->blocks, offset, length, !(leaves & FL_LEAVE_BLOCKS));
+        return;
     }
-    posix_fadvise(s->fd, start, stop - start, POSIX_FADV_DONTNEED);
+    /* The page tables first: the page cache keeps whatever is still mapped. */
+    if (s->mode == FL_MMAP)
+        unmap(s, start, stop);
+    if (s->blocks)
+        fl_blocks_elsewhere(s->blocks, -fl_blocks_spanned(offset, length));
+    stop = leaves & FL_LEAVE_LAST_PAGE ? stop / page * page : (stop + page - 1) / page * page;
+    if (stop > start)
+        posix_fadvise(s->fd, start, stop - start, POSIX_FADV_DONTNEED);
 }
 
 void fl_direct_alignment(int fd, int64_t *alignment, int64_t *memory_alignment)

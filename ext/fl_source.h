@@ -53,12 +53,15 @@ int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
 /* Whether an extent of `length` bytes goes through blocks: it needs no advice ahead. */
 int fl_source_in_blocks(const fl_source *s, int64_t length);
 
-/* The range will be read soon (FL_MMAP) / has been consumed and need not stay in the page cache. */
+/* The range will be read soon (FL_MMAP). */
 void fl_source_ahead(fl_source *s, int64_t offset, int64_t length);
-void fl_source_drop(fl_source *s, int64_t start, int64_t stop);
 
-/* The same of an extent that went through blocks; `all`: nothing of it may stay. */
-void fl_source_used(fl_source *s, int64_t offset, int64_t length, int all);
+/* Around every fl_source_read: what passes through the page cache or a mapping is bounded before it
+ * and given up behind it.  What `leaves` says may stay in the page cache: a last OS page that is the
+ * next extent's first as well, a block that has more to give, or nothing. */
+enum { FL_LEAVE_NOTHING = 0, FL_LEAVE_BLOCKS = 1, FL_LEAVE_LAST_PAGE = 2 };
+void fl_source_begin(fl_source *s, int64_t offset, int64_t length);
+void fl_source_end(fl_source *s, int64_t offset, int64_t length, int leaves);
 
 /* What the file system says O_DIRECT needs; 0 and 0 when it says that it has none; -1 unknown. */
 void fl_direct_alignment(int fd, int64_t *alignment, int64_t *memory_alignment);

@@ -12,7 +12,7 @@ from flashllm._core import resident_bytes
 
 from flashllm.errors import FlashReadError
 from flashllm.storage import ReadBatch, open_storage
-from flashllm.stress.confine import make_cold
+from flashllm.stress.confine import make_cold, make_warm
 
 MIB = 1 << 20
 N_BYTES = 41 * MIB + 12345
@@ -63,6 +63,46 @@ def test_extents_here_and_there(path, content):
         for i, offset in enumerate(offsets):
             assert np.array_equal(memory[i * MIB : (i + 1) * MIB], content[offset : offset + MIB])
         assert resident_bytes(storage.fileno(), 0, N_BYTES) <= storage.cached_bytes(4, MIB)
+
+
+def mapped_bytes(path):
+    """Resident bytes of all mappings of the file in this process."""
+    n_bytes, is_it = 0, False
+    with open("/proc/self/smaps") as lines:
+        for line in lines:
+            if "-" in line.split(maxsplit=1)[0]:
+                is_it = line.rstrip().endswith(os.path.realpath(path))
+            elif is_it and line.startswith("Rss:"):
+                n_bytes += int(line.split()[1]) * 1024
+    return n_bytes
+
+
+def blocks_in_memory(path):
+    """Bring the file into the page cache as whole blocks, where the kernel can."""
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapping:
+        for advice in (mmap.MADV_HUGEPAGE, mmap.MADV_RANDOM):
+            mapping.madvise(advice)
+        assert len(bytes(mapping)) == N_BYTES
+
+
+# What one fault maps of a cached file: 64 KiB around it, or all of a block.
+@pytest.mark.parametrize("cached", [make_warm, blocks_in_memory])
+@pytest.mark.parametrize("size, most", [(4096, 0), (100_000, 0), (512 * 1024, 16), (MIB, 16)])
+def test_no_more_of_a_warm_file_is_mapped_than_counted(path, content, cached, size, most):
+    cached(path)
+    offsets = np.random.default_rng(5).permutation(N_BYTES // size - 1)[:600] * size + 777
+    n, peak = len(offsets), 0
+    memory = np.frombuffer(mmap.mmap(-1, N_BYTES), np.uint8)
+    batch = ReadBatch.plain(offsets, np.full(n, size), memory.ctypes.data + offsets)
+    with open_storage("mmap", path, depth=4) as storage:
+        with storage.submit(batch) as ticket:
+            while ticket.done() < n:
+                peak = max(peak, mapped_bytes(path))
+            ticket.wait()
+        assert peak <= storage.cached_bytes(4, size) - 8 * MIB  # which are advised, not mapped
+        assert mapped_bytes(path) <= most * MIB
+    for offset in offsets:
+        assert np.array_equal(memory[offset : offset + size], content[offset : offset + size])
 
 
 def test_a_file_cut_short_is_an_error_and_no_signal(path):

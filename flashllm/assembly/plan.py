@@ -62,7 +62,8 @@ def make_plan(
 
     if backend is None:
         backend = wishes.storage if wishes.storage in STORAGES else "direct"
-    passing = min(STORAGES[backend].cached_bytes(wishes.io_depth, STAGE_BYTES), container.size)
+    longest = max(STAGE_BYTES, *(plane.frame_bytes for plane in container.planes.values()))
+    passing = min(STORAGES[backend].cached_bytes(wishes.io_depth, longest), container.size)
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
                   rank_of(name, container, acquired), config.share_read(name),

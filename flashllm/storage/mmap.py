@@ -9,7 +9,7 @@ Extents of half a MiB and more go through a second mapping, which the kernel fil
 from __future__ import annotations
 
 from .. import _core
-from ..units import KIB, MIB
+from ..units import MIB
 from .native import NativeStorage
 
 # AHEAD_BYTES of ext/fl_reader.c: advised, and not yet begun.
@@ -17,9 +17,8 @@ AHEAD_BYTES = 8 * MIB
 # A few threads copy: reads are in flight by advice, or a block at a time.  Measured with extents of
 # 1 MiB: 4 threads 1.0 GB/s where 16 got 0.4, because neighbours in a block came too far apart.
 MOST_THREADS = 4
-# Of ext/fl_blocks.h: a block for every thread (neighbours share them), four used in part.
-BLOCK_BYTES = (MOST_THREADS + 4) * 2 * MIB
-LEAST_IN_BLOCKS = 512 * KIB
+# Of ext/fl_blocks.h: so many are open at once, or what the threads' extents span if that is more.
+BLOCK_BYTES, MOST_BLOCKS = 2 * MIB, 8
 
 
 class MmapStorage(NativeStorage):
@@ -31,7 +30,6 @@ class MmapStorage(NativeStorage):
 
     @classmethod
     def cached_bytes(cls, depth: int, largest_extent: int) -> int:
-        copied = super().cached_bytes(min(depth, MOST_THREADS), largest_extent)
-        if largest_extent >= LEAST_IN_BLOCKS:
-            copied = max(copied, BLOCK_BYTES)
-        return copied + max(AHEAD_BYTES, largest_extent)
+        # In a file that was cached before, a fault maps a whole block of small extents too.
+        spanned = min(depth, MOST_THREADS) * (-(-(largest_extent - 1) // BLOCK_BYTES) + 1)
+        return max(MOST_BLOCKS, spanned) * BLOCK_BYTES + max(AHEAD_BYTES, largest_extent)
