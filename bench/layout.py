@@ -90,8 +90,7 @@ class Laid:
                 self._add(FrameSource(plane, container.alignment), found, curve)
 
     def _add(self, source: FrameSource, found, curve) -> None:
-        some = found.token < self.n_tokens
-        misses = type(found)(found.token[some], found.frame[some], found.n_active[some])
+        misses = found.where(found.token < self.n_tokens)
         for name, device in CURVES.items():
             spent = cost(misses, device, frame_bytes=source.slot_bytes, gap_limit=MAX_GAP)
             self.sim[name] += 1e3 * spent.seconds / self.n_tokens

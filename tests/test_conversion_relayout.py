@@ -16,9 +16,10 @@ from flashllm.conversion import relayout as module
 from flashllm.conversion.from_container import PlaneReader
 from flashllm.conversion.layout import fewest_bundles
 from flashllm.conversion.relayout import orders_from, relayout
-from flashllm.errors import UsageError
+from flashllm.errors import FormatError, UsageError
 from flashllm.models.base import bundling
 from flashllm.tracing import read_trace
+from flashllm.tracing.activity import BLOB, decode_activity, layer_use
 
 from . import tiny
 
@@ -43,7 +44,8 @@ def test_values_are_carried_bit_by_bit(made):
     orders = orders_from(recorded, {info.plane: 3 for info in recorded.layers})
     assert any((ids != np.arange(len(ids))).any() for ids in orders.values())
     with open_container(model) as old, open_container(new) as laid:
-        assert list(old.planes) == list(laid.planes) and old.blobs.keys() == laid.blobs.keys()
+        assert list(old.planes) == list(laid.planes)
+        assert {*old.blobs, BLOB} == laid.blobs.keys()
         for name, plane in old.planes.items():
             ids = np.arange(plane.n_items)
             if name.endswith((".ffn", ".deciding")):
@@ -52,6 +54,28 @@ def test_values_are_carried_bit_by_bit(made):
             after = PlaneReader(laid.planes[name], laid).whole(0, plane.n_items)
             assert (before[ids] == after).all(), name
             assert laid.planes[name].per_frame == (3 if name.endswith(".ffn") else plane.per_frame)
+
+
+def test_what_tokens_use_is_carried_and_shares_slots_out(made, tmp_path):
+    model, trace, new = made
+    use = layer_use(read_trace(trace))
+    with open_container(new) as laid:
+        told = decode_activity(new, laid.read_blob(BLOB))
+    assert list(told.values()) == pytest.approx(use, abs=1e-6)
+    assert main(["convert", str(model), str(tmp_path / "c.flash"), "--order", str(trace)]) == 0
+    relayout(new, tmp_path / "again.flash", per_frame=1)  # carried on
+    for path in (tmp_path / "c.flash", tmp_path / "again.flash"):
+        with open_container(path) as container:
+            assert decode_activity(path, container.read_blob(BLOB)) == told
+
+
+@pytest.mark.parametrize("raw", [b"", b"[1]", b"nonsense", b'{"layers.0.ffn": 2}',
+                                 b'{"layers.0.ffn": "much"}', b'{"layers.0.ffn": NaN}',
+                                 b'{"layers.0.ffn": true}', b"\xff"])  # fmt: skip
+def test_activity_that_is_none_is_refused(raw):
+    with pytest.raises(FormatError) as caught:
+        decode_activity("m.flash", raw)
+    assert BLOB in str(caught.value) and "m.flash" in str(caught.value)
 
 
 def test_the_function_stays(made):

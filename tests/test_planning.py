@@ -6,6 +6,7 @@ import dataclasses
 
 import pytest
 
+from flashllm.cache.shares import shared_out
 from flashllm.errors import BudgetError
 from flashllm.planning import LABELS, MIN_RING_STAGES, Costs, PlaneNeed, plan_budget
 from flashllm.units import MIB
@@ -81,6 +82,34 @@ def test_classes_are_served_in_order_and_evenly():
     assert min(deciding) > 0 and max(deciding) - min(deciding) <= 1
     more = plan(floor_of() + 120 * MIB)
     assert more.streamed_bytes < made.streamed_bytes
+
+
+def test_slots_follow_what_tokens_use_where_that_is_known():
+    uses = [0.2, 0.02, *[0.1] * (sum(n.rank == 2 for n in NEEDS) - 2)]
+    known = iter(uses)
+    needs = [dataclasses.replace(n, use=next(known) if n.rank == 2 else None) for n in NEEDS]
+    whole = sum(n.n_frames * n.slot_bytes for n in NEEDS if n.rank != 2 and n.rank is not None)
+    budget = floor_of() + whole + 40 * MIB
+    one, other = plan(budget), plan(budget, needs=needs)
+    bulk = [n for n in needs if n.rank == 2]
+    kept = [other.resident[n.name] for n in bulk]
+    assert 0 < sum(kept) < sum(n.n_frames for n in bulk)
+    spent = [sum(p.resident[n.name] * n.slot_bytes for n in bulk) for p in (one, other)]
+    assert spent[1] == pytest.approx(spent[0], abs=len(bulk) * bulk[0].slot_bytes)
+    assert kept[0] < bulk[0].n_frames and kept[0] == pytest.approx(2 * kept[2], abs=4)
+    assert kept[2] == pytest.approx(5 * kept[1], abs=6)
+    # one plane of which nothing is known, and all are served alike again
+    needs[-1] = dataclasses.replace(needs[-1], use=None)
+    assert plan(budget, needs=needs).resident == one.resident
+
+
+@pytest.mark.parametrize("amount, weights, most, expected", [
+    (10, [1, 1], [10, 10], [5, 5]), (10, [3, 1], [10, 10], [7.5, 2.5]),
+    (10, [3, 1], [4, 10], [4, 6]), (30, [3, 1], [10, 10], [10, 10]),
+    (10, [1, 0], [4, 10], [4, 6]), (0, [1, 1], [4, 4], [0, 0]), (5, [0, 0], [10, 10], [2.5, 2.5]),
+])  # fmt: skip
+def test_shares(amount, weights, most, expected):
+    assert shared_out(amount, weights, most) == pytest.approx(expected)
 
 
 def test_a_token_brings_in_the_share_that_is_routed_to_it():

@@ -15,8 +15,10 @@ from flashllm.offload.planner import worthwhile_gap
 from flashllm.probe.named import CURVES
 from flashllm.simulate import frames_used, replay, simulate
 from flashllm.simulate.costs import cost
-from flashllm.simulate.run import MAX_GAP, slots_for
+from flashllm.simulate.guesses import guesses
+from flashllm.simulate.run import MAX_GAP, slots_by, slots_for
 from flashllm.tracing import read_trace
+from flashllm.tracing.activity import layer_use
 from flashllm.tracing.order import order_for
 
 from .slow_cache import slow_misses
@@ -58,6 +60,93 @@ def test_a_unit_is_wanted_whole(per_frame, unit):
         assert wanted.tolist() == sorted({at // per_frame for at in whole})
         counts = uses.n_active[uses.first[t] : uses.first[t + 1]].tolist()
         assert counts == [sum(at // per_frame == f for at in active) for f in wanted]
+
+
+GUESSES = ["oracle", "dense", "window:1", "window:3", "noisy:0.8:0.5", "noisy:1:0.1", "noisy:1:1"]
+
+
+@pytest.mark.parametrize("name", GUESSES)
+def test_guesses_are_what_their_names_say(name):
+    bits, first, ids = random_active(9)
+    starts = np.array([0, 25])
+    at, found = guesses(name, first, ids, n_bundles=40, starts=starts, seed=1)
+    sets = [set(found[a:b].tolist()) for a, b in zip(at[:-1], at[1:], strict=True)]
+    assert all(np.all(np.diff(found[a:b]) > 0) for a, b in zip(at[:-1], at[1:], strict=True))
+    truth = [set(np.flatnonzero(row).tolist()) for row in bits]
+    kind, _, options = name.partition(":")
+    if kind == "oracle" or options == "1:1":
+        assert sets == truth
+    elif kind == "dense":
+        assert sets == [set(range(40))] * len(bits)
+    elif kind == "window":
+        for t, said in enumerate(sets):
+            begin = max(0 if t < 25 else 25, t - int(options))
+            assert said == set().union(*truth[begin:t])
+    else:
+        recall, precision = map(float, options.split(":"))
+        hits = sum(len(a & b) for a, b in zip(sets, truth, strict=True))
+        assert hits / len(ids) == pytest.approx(recall, abs=0.06)
+        if precision > 0.2:  # else there are too few to be wrong about
+            assert hits / len(found) == pytest.approx(precision, abs=0.06)
+    assert guesses("none", first, ids, n_bundles=40, starts=starts) is None
+
+
+@pytest.mark.parametrize("per_frame, unit", [(1, 1), (3, 1), (1, 4), (4, 3)])
+def test_what_is_asked_ahead_is_wanted_and_what_it_wastes_is_counted(per_frame, unit):
+    bits, first, ids = random_active(10)
+    order = np.random.default_rng(11).permutation(40)
+    place = {int(b): i for i, b in enumerate(order)}
+    asked = guesses("noisy:0.7:0.4", first, ids, n_bundles=40, starts=np.array([0]))
+    uses = frames_used(first, ids, n_bundles=40, per_frame=per_frame, unit=unit, order=order,
+                       asked=asked)  # fmt: skip
+
+    def frames(bundles) -> set[int]:
+        units = {place[int(b)] // unit for b in bundles}
+        return {at // per_frame for at in range(40) if at // unit in units}
+
+    wasted = 0
+    for t, wanted in enumerate(uses.steps()):
+        ahead = frames(asked[1][asked[0][t] : asked[0][t + 1]])
+        assert wanted.tolist() == sorted(ahead | frames(np.flatnonzero(bits[t])))
+        here = slice(uses.first[t], uses.first[t + 1])
+        assert [bool(f) for f in uses.ahead[here]] == [f in ahead for f in wanted]
+        used = {place[int(b)] // per_frame for b in np.flatnonzero(bits[t])}
+        wasted += len(ahead - used)
+        assert sum(uses.n_active[here]) == bits[t].sum()
+    found = replay(uses, POLICIES["lru"](uses.n_frames))
+    assert np.count_nonzero(uses.ahead & (uses.n_active == 0)) == wasted
+    assert len(found.where(found.ahead)) + len(found.where(~found.ahead)) == len(found)
+
+
+def test_a_predictor_that_knows_reads_no_more_and_one_that_guesses_wastes():
+    trace = read_trace(TRACES / "stories-test.fltrace")
+    rows = simulate(
+        trace, policies=["lru"], caches=[0.5], per_frames=[1], curves=[CURVES["ufs4"]],
+        predictors=["none", "oracle", "window:4", "dense", "noisy:0.99:0.5"],
+    )  # fmt: skip
+    none, oracle, window, dense, noisy = rows
+    assert oracle.misses == none.misses and oracle.recall == oracle.precision == 1.0
+    assert none.recall is None and none.ahead_bytes_per_token == 0.0
+    assert oracle.ms == none.ms and oracle.wasted_bytes_per_token == 0.0
+    assert noisy.recall == pytest.approx(0.99, abs=2e-3)
+    assert noisy.precision == pytest.approx(0.5, abs=2e-3)
+    assert 0 < noisy.wasted_bytes_per_token < dense.wasted_bytes_per_token
+    assert 0 < window.wasted_bytes_per_token <= window.ahead_bytes_per_token
+    assert dense.ahead_bytes_per_token == pytest.approx(dense.misses_per_token * dense.frame_bytes)
+
+
+def test_slots_by_use_serve_the_layers_that_are_used():
+    assert slots_by(0.5, [100, 100], None) == [50, 50]
+    assert slots_by(0.5, [100, 100], [0.3, 0.1]) == [75, 25]
+    assert slots_by(0.75, [100, 100], [0.9, 0.1]) == [100, 50]  # no layer gets more than it has
+    assert slots_by(0.5, [100, 100], [0.5, 0.0]) == [100, 1]
+    trace = read_trace(TRACES / "demo-books-test.fltrace")
+    other = layer_use(read_trace(TRACES / "demo-books-fit.fltrace"))
+    equal, use = simulate(
+        trace, policies=["lfu"], caches=[0.25], per_frames=[1], curves=[CURVES["ufs4"]],
+        shares={"equal": None, "use": other}, bundle_bytes=4096,
+    )  # fmt: skip
+    assert use.misses < 0.85 * equal.misses and use.ms["ufs4"] < equal.ms["ufs4"]
 
 
 @pytest.mark.parametrize("name", POLICIES.names())
@@ -194,6 +283,8 @@ def test_the_verb_prints_a_table_or_json(capsys):
         ["--per-frame", "0"], ["--per-frame", "x"],
         ["--unit", "0"], ["--policy", "lfu:2"], ["--policy", "lru:3"], ["--policy", "window:x"],
          ["--curve", "drum"], ["--bundle-bytes", "-"],
+        ["--predictor", "fortune"], ["--predictor", "window:0"], ["--predictor", "noisy:0.9"],
+        ["--predictor", "noisy:2:0.5"], ["--predictor", "oracle:1"], ["--shares", "fair"],
         ["--order", str(TRACES / "demo-books-fit.fltrace")],
     ],
 )  # fmt: skip

@@ -23,6 +23,7 @@ from ..planning import (
     replan,
 )
 from ..storage import STORAGES
+from ..tracing.activity import BLOB, decode_activity
 from ..units import align_up
 from ..watch import MemoryWatch
 from .predicting import Predicting, acquired_planes
@@ -64,10 +65,14 @@ def make_plan(
         backend = wishes.storage if wishes.storage in STORAGES else "direct"
     longest = max(STAGE_BYTES, *(plane.frame_bytes for plane in container.planes.values()))
     passing = min(STORAGES[backend].cached_bytes(wishes.io_depth, longest), container.size)
+    activity = {}
+    if BLOB in container.blobs:
+        activity = decode_activity(container.path, container.read_blob(BLOB))
     needs = [
         PlaneNeed(name, plane.n_frames, align_up(plane.frame_bytes, container.alignment),
                   rank_of(name, container, acquired), config.share_read(name),
-                  picked=name in picked)
+                  picked=name in picked,
+                  use=activity.get(name.replace(".deciding", ".ffn")) if name in acquired else None)
         for name, plane in container.planes.items()
     ]  # fmt: skip
     each_guess = 4 * config.vocab_size + model_class.mark_bytes(config)

@@ -14,6 +14,7 @@ from ..conversion.relayout import orders_from
 from ..models.base import BUNDLINGS
 from ..probe.device import choose_storage
 from ..tracing import Trace, read_trace
+from ..tracing.activity import encode_activity
 from ..units import MIB, format_size, parse_size
 from .progress import Progress
 
@@ -44,12 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     progress = Progress()
+    trace = None if args.order is None else read_trace(args.order)
     report = convert(
         args.input,
         args.output,
         quant=args.quant,
         codec=args.codec,
-        order=None if args.order is None else orders_for(read_trace(args.order)),
+        order=None if trace is None else orders_for(trace),
+        activity=None if trace is None else encode_activity(trace),
         bundle=args.bundle,
         flash_bytes_per_s=_flash_speed(args),
         overwrite=args.overwrite,

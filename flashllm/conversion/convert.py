@@ -23,6 +23,7 @@ from ..codecs import CODECS
 from ..container import ContainerWriter
 from ..errors import CheckpointError, UsageError
 from ..models.base import VectorRole
+from ..tracing.activity import BLOB
 from .layout import check_quant
 from .opening import open_source
 from .planning import Plan, check_bundle, check_order, neuron_order, plan_conversion
@@ -68,6 +69,7 @@ def convert(
     frame_bytes: int | None = None,
     flash_bytes_per_s: float | None = None,
     tokenizer: str | os.PathLike | None = None,
+    activity: bytes | None = None,
     progress: Progress | None = None,
 ) -> ConversionReport:
     """Converts the checkpoint or container `input` (a path, or opened) into the container `output`.
@@ -81,6 +83,7 @@ def convert(
     experiments.  flash_bytes_per_s: what the target device reads; with it decoding is
     measured too and the codec decided by what streams fastest.
     tokenizer: a tokenizer.json, or an RWKV World vocabulary, instead of what the source has.
+    activity: what tokens use of each layer, to be carried (tracing.activity.encode_activity).
     progress(done, total, label) in bytes of decoded planes.
 
     Peak memory: 128 MiB with the interpreter, plus the index.  Raises CheckpointError for a source
@@ -98,6 +101,8 @@ def convert(
     try:
         _refuse_own_source(checkpoint, output)
         carried = checkpoint.tokenizer_files if tokenizer is None else given_tokenizer(tokenizer)
+        if activity is not None:
+            carried = {**carried, BLOB: activity}
         plan = plan_conversion(
             checkpoint,
             quant=quant,

@@ -23,6 +23,7 @@ from ..errors import UsageError
 from ..models.base import bundling
 from ..predictors.fit import is_fit_blob
 from ..tracing import Trace, read_trace
+from ..tracing.activity import BLOB, encode_activity
 from ..tracing.order import order_for
 from .convert import CONVERTER_VERSION
 from .layout import ALIGNMENTS, MAX_WASTE, wasted_share
@@ -67,7 +68,8 @@ def relayout(
 ) -> RelayoutReport:
     """Write the container `input` as `output`, laid out anew.
 
-    trace: of that very container: its order by co-activation; None keeps the order.
+    trace: of that very container: its order by co-activation, and what tokens use of each layer,
+    which the new container carries (tracing/activity.py); None keeps the order.
     bundle: "all" or "split" (Roles.arranged); None keeps the arrangement.
     per_frame: bundles in a frame of every layer of neurons; None takes as few as padding allows
     with a trace or bundle "all", which are for picking, what a conversion would with "split".
@@ -131,8 +133,11 @@ def relayout(
                 ids = neuron_order(name, orders)
                 writer.add_vectors({name: values if ids is None else values[ids]})
             # Predictors name bundles by their places, which are others now.
-            for name in (name for name in source.blobs if not is_fit_blob(name)):
-                writer.add_blob(name, source.read_blob(name))
+            kept = {n: source.read_blob(n) for n in source.blobs if not is_fit_blob(n)}
+            if recorded is not None:
+                kept[BLOB] = encode_activity(recorded)
+            for name, data in kept.items():
+                writer.add_blob(name, data)
             digest = writer.commit()
         arranged = bundling([target.shape.name for target in made])
     return RelayoutReport(

@@ -18,11 +18,12 @@ from ..offload.pick import most_recent
 @dataclass(frozen=True, eq=False)
 class Uses:
     """Frames wanted: frames[first[t]:first[t+1]] by token t, distinct and ascending; `n_active`
-    active bundles lie in each."""
+    active bundles lie in each; `ahead`: a predictor asks for it before the truth is known."""
 
     first: np.ndarray
     frames: np.ndarray
     n_active: np.ndarray
+    ahead: np.ndarray
     n_frames: int
 
     @property
@@ -35,45 +36,61 @@ class Uses:
 
 @dataclass(frozen=True, eq=False)
 class Misses:
-    """Frames missed, in the order of tokens: `token`, `frame` and `n_active` of each, frames
-    ascending within a token."""
+    """Frames missed, in the order of tokens: `token`, `frame`, `n_active` and `ahead` of each,
+    frames ascending within a token."""
 
     token: np.ndarray
     frame: np.ndarray
     n_active: np.ndarray
+    ahead: np.ndarray
 
     def __len__(self) -> int:
         return len(self.frame)
 
+    def where(self, some: np.ndarray) -> Misses:
+        """Those of a mask."""
+        return Misses(self.token[some], self.frame[some], self.n_active[some], self.ahead[some])
+
 
 def frames_used(
     first: np.ndarray, ids: np.ndarray, *, n_bundles: int, per_frame: int, unit: int = 1,
-    order: np.ndarray | None = None,
+    order: np.ndarray | None = None, asked: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> Uses:  # fmt: skip
     """Frames of `per_frame` bundles that each token wants; first and ids as Trace.active gives.
 
     unit   bundles that are predicted together, neighbours in the file: one active, all wanted
     order  which bundle lies at each place of the file; None: bundle b at place b
+    asked  bundles that a predictor asks for ahead, as first and ids are: wanted too
     """
-    place = ids
+    n_frames, place_of = -(-n_bundles // per_frame), np.arange(n_bundles)
     if order is not None:
-        inverse = np.empty(n_bundles, np.int64)
-        inverse[order] = np.arange(n_bundles)
-        place = inverse[ids]
-    n_frames = -(-n_bundles // per_frame)
-    token = np.repeat(np.arange(len(first) - 1, dtype=np.int64), np.diff(first))
-    active = token * n_frames + place // per_frame
-    keys, n_active = np.unique(active, return_counts=True)
-    if per_frame % unit:  # a unit reaches beyond the frame of its active bundle
-        members = (place // unit * unit)[:, None] + np.arange(unit)
-        wanted = token[:, None] * n_frames + np.minimum(members, n_bundles - 1) // per_frame
-        every = np.unique(wanted)
-        n_active = np.zeros(len(every), np.int64)
-        np.add.at(n_active, np.searchsorted(every, active), 1)
-        keys = every
-    counts = np.bincount(keys // n_frames, minlength=len(first) - 1)
-    first = np.concatenate(([0], np.cumsum(counts)))
-    return Uses(first, (keys % n_frames).astype(np.int32), n_active, n_frames)
+        place_of[order] = np.arange(n_bundles)
+
+    def keys(first: np.ndarray, ids: np.ndarray, unit: int) -> np.ndarray:
+        """token * n_frames + frame of all, the members of their units among them."""
+        token = np.repeat(np.arange(len(first) - 1, dtype=np.int64), np.diff(first))
+        place = place_of[ids]
+        if per_frame % unit:  # a unit reaches beyond the frame of its bundle
+            members = (place // unit * unit)[:, None] + np.arange(unit)
+            place, token = np.minimum(members, n_bundles - 1), token[:, None]
+        return (token * n_frames + place // per_frame).ravel()
+
+    active, counts = np.unique(keys(first, ids, 1), return_counts=True)
+    every, ahead = active, np.zeros(0, np.int64)
+    if per_frame % unit:
+        every = np.unique(keys(first, ids, unit))
+    if asked is not None:
+        ahead = np.unique(keys(*asked, unit))
+        every = np.union1d(every, ahead)
+    n_active = np.zeros(len(every), np.int64)
+    n_active[np.searchsorted(every, active)] = counts
+    early = np.zeros(len(every), bool)
+    early[np.searchsorted(every, ahead)] = True
+    per_token = np.bincount(every // n_frames, minlength=len(first) - 1)
+    return Uses(
+        np.concatenate(([0], np.cumsum(per_token))), (every % n_frames).astype(np.int32),
+        n_active, early, n_frames,
+    )  # fmt: skip
 
 
 def replay(uses: Uses, policy: Policy) -> Misses:
@@ -109,4 +126,4 @@ def replay(uses: Uses, policy: Policy) -> Misses:
         last_use[wanted] = clock
     token = np.repeat(np.arange(uses.n_tokens), [len(m) for m in missed])
     at = np.concatenate(missed)
-    return Misses(token, uses.frames[at], uses.n_active[at])
+    return Misses(token, uses.frames[at], uses.n_active[at], uses.ahead[at])
