@@ -111,7 +111,6 @@ cdef extern from "fl_kernels.h" nogil:
         const fl_piece *down
         const fl_items *items
         fl_activation kind
-        int64_t bundle_bytes
         float *pre
         float *up
         float *y
@@ -342,7 +341,6 @@ cdef class NativeKernels:
         pieces[2] = fl_piece(down[0], down[1], down[2], down[3], down[4])
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
         a.acts, a.down, a.items, a.kind = &acts, &pieces[2], &items, <fl_activation>kind
-        a.bundle_bytes = pieces[2].stride
         a.pre, a.y, a.up = &pre[0, 0], &y[0, 0], NULL
         if up is not None:
             a.up = &up[0, 0]

@@ -154,7 +154,6 @@ typedef struct {
     const fl_piece *first, *second, *down;
     const fl_items *items;
     fl_activation kind;
-    int64_t bundle_bytes; /* what a bundle takes in memory */
     float *pre, *up, *y;
 } fl_neurons;
 fl_kernel_status fl_op_neurons(const fl_engine *e, const fl_neurons *a);

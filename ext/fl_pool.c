@@ -33,15 +33,6 @@ struct fl_pool {
     pthread_t workers[];
 };
 
-static inline void relax(void)
-{
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#elif defined(__aarch64__)
-    __asm__ volatile("yield");
-#endif
-}
-
 static int has_parts(uint64_t ticket) { return (ticket & 0xffff) < ((ticket >> 16) & 0xffff); }
 
 /* Take and run parts until none is left. */
@@ -69,7 +60,7 @@ static void *worker(void *argument)
         for (int spin = 0;
              spin < SPINS && !has_parts(atomic_load(&pool->ticket)) && !atomic_load(&pool->stop);
              spin++)
-            relax();
+            fl_relax();
         if (!has_parts(atomic_load(&pool->ticket))) {
             pthread_mutex_lock(&pool->lock);
             atomic_fetch_add(&pool->sleepers, 1);
@@ -151,7 +142,7 @@ void fl_pool_run(fl_pool *pool, fl_part_fn fn, void *context, int n_parts)
         pthread_mutex_unlock(&pool->lock);
     }
     work_off(pool);
-    for (int spin = 0; spin < SPINS && atomic_load(&pool->pending) > 0; spin++) relax();
+    for (int spin = 0; spin < SPINS && atomic_load(&pool->pending) > 0; spin++) fl_relax();
     if (atomic_load(&pool->pending) > 0) {
         pthread_mutex_lock(&pool->lock);
         while (atomic_load(&pool->pending) > 0) pthread_cond_wait(&pool->done, &pool->lock);

@@ -20,6 +20,16 @@ int fl_pool_n_threads(const fl_pool *pool);
 /* n_parts <= FL_POOL_MAX_PARTS. */
 void fl_pool_run(fl_pool *pool, fl_part_fn fn, void *context, int n_parts);
 
+/* A moment of waiting for another thread. */
+static inline void fl_relax(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
 enum { FL_POOL_MAX_PARTS = 65535, FL_POOL_MAX_THREADS = 256 };
 
 #endif

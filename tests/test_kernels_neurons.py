@@ -13,7 +13,7 @@ from flashllm.units import align_up
 
 from .kernel_planes import AVAILABLE, TYPES, normal, same_bits
 
-# Wide enough that bundles of float rows are many tiles (1 MiB) apart, and not a multiple of 32.
+# Wide enough that bundles make many groups (of 128 KiB), and not a multiple of 32.
 N_ITEMS, N_COLS = 61, 4100
 SHAPES = {
     "gated": (True, True), "ungated": (True, False), "decided and gated": (False, True),
@@ -100,13 +100,17 @@ def test_pieces_of_different_types(kernels, types):
     assert same_bits(whole[0], by_hand[0])
 
 
+# Up to six threads take turns in adding; more work operator by operator.
+@pytest.mark.parametrize("n_threads", [2, 6, 8])
 @pytest.mark.parametrize("weight_type", ["int8", "f32"])
-def test_threads_change_nothing(kernels, weight_type):
+def test_threads_change_nothing(kernels, weight_type, n_threads):
     bundles = Bundles([weight_type] * 3)
-    alone = choose_kernels(kernels.name, n_threads=1)
-    one = ask(alone, bundles, "gated", range(0, N_ITEMS))
-    alone.close()
-    assert same_bits(ask(kernels, bundles, "gated", range(0, N_ITEMS))[0], one[0])
+    answers = []
+    for n in (1, n_threads):
+        ks = choose_kernels(kernels.name, n_threads=n)
+        answers += [ask(ks, bundles, "gated", range(0, N_ITEMS))[0] for _ in range(5)]
+        ks.close()
+    assert all(same_bits(answer, answers[0]) for answer in answers)
 
 
 def test_nothing_to_add(kernels):
