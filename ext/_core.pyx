@@ -12,6 +12,7 @@ from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 cdef extern from "fl_xxh64.h" nogil:
     uint64_t fl_xxh64(const void *data, size_t n_bytes, uint64_t seed)
+    void fl_xxh64_use_avx512(int yes)
 
 
 def xxh64(const uint8_t[::1] data not None, uint64_t seed=0):
@@ -201,6 +202,16 @@ def kernel_set_trouble(str name):
     if fl_find_kernel_set(encoded, &why) != NULL:
         return None
     return why.decode()
+
+
+def xxh64_by_vectors(bint yes):
+    """Whether checksums use AVX-512 from now on, where this machine has it; as they do after import.
+    Not while anything is read: for tests that compare both ways."""
+    cdef const char *why = NULL
+    fl_xxh64_use_avx512(yes and fl_find_kernel_set(b"avx512", &why) != NULL)
+
+
+xxh64_by_vectors(True)
 
 
 cdef inline int64_t now_ns() noexcept nogil:

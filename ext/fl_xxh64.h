@@ -8,4 +8,8 @@
 
 uint64_t fl_xxh64(const void *data, size_t n_bytes, uint64_t seed);
 
+/* Whether whole stripes may use AVX-512 (F, DQ, VL) from now on: to be called before there are
+ * other threads, with what fl_find_kernel_set found.  Elsewhere than on x86-64 it does nothing. */
+void fl_xxh64_use_avx512(int yes);
+
 #endif
