@@ -13,15 +13,11 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q $(ARGS)
 
-# What takes too long for every change: about 1 1/2 hours, most of it the soak. One after the other,
-# all of them, failing at the end if one failed.
+# What takes too long for every change: about two hours, half of it the soak. One after the other, all
+# of them (or PARTS="tests soak"), failing at the end if one failed; writes bench/results/long.md.
 long: $(VENV)/.installed-test
-	status=0; \
-	$(BIN)/python -m pytest -q --long $(ARGS) || status=1; \
-	$(BIN)/flashllm stress || status=1; \
-	$(BIN)/python bench/interrupts.py || status=1; \
-	$(BIN)/flashllm stress --soak $(DURATION) || status=1; \
-	exit $$status
+	-$(BIN)/python -m pip install --quiet atheris
+	$(BIN)/python bench/long.py $(PARTS)
 
 # One engine at half of the model for DURATION seconds; memory, threads and tokens must not change.
 DURATION ?= 3600

@@ -84,6 +84,16 @@ PHASES = {
         "import numpy as np\n"
         "while True: llm.observe(np.arange(60) % 60, lambda *a: ready())"
     ),
+    "relayout": (
+        "from flashllm.conversion.relayout import relayout\n"
+        "while True: relayout(model, folder + '/r.flash', per_frame=64, overwrite=True, "
+        "progress=ready)"
+    ),
+    "fit": (
+        "from flashllm.calibration.fitting import fit\n"
+        "while True: fit(model, ids=list(range(1, 60)) * 8, text_name='ids', window=60, "
+        "out=folder + '/m.fit', ram_budget='2GiB', progress=ready)"
+    ),
 }  # fmt: skip
 EPILOGUE = """
 try:

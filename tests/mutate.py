@@ -110,6 +110,40 @@ BREAKS = {
         "    stop = (stop + FL_BLOCK_BYTES - 1) / FL_BLOCK_BYTES * FL_BLOCK_BYTES;\n", "",
         ("test_storage_blocks.py",),
     ),
+    "state a floor without the ring": Break(
+        "flashllm/planning.py", "floor = base + (min(least_ring, whole) if keep else least_ring)",
+        "floor = base", ("test_planning.py", "test_cap_budget.py"),
+    ),
+    "open the file for oneself alone": Break(
+        "flashllm/regular.py", "fd = os.open(path, _FLAGS)",
+        "fd = os.open(path, _FLAGS)\n        __import__('fcntl').flock(os.dup(fd), 6)",
+        ("test_lifetime.py::test_four_processes_one_file",),
+    ),
+    "go on in a forked child": Break(
+        "ext/fl_reader.c", "return r->pid != getpid(); }", "return r->pid == 0; }",
+        ("test_lifetime.py::test_a_forked_child_is_told_and_the_parent_goes_on",),
+    ),
+    "wait without looking up": Break(
+        "ext/fl_reader.c", "        if (late) {", "        if (late && r->closed) {",
+        ("test_fuse_faults.py::test_a_read_that_does_not_come_back",),
+    ),
+    "keep the descriptor": Break(
+        "ext/fl_source.c", "    if (s->fd >= 0)\n        close(s->fd);\n", "",
+        ("test_storage_contract.py::test_descriptors_are_given_back",),
+    ),
+    "add experts in another order": Break(
+        "flashllm/models/moe.py", "for row in sums:", "for row in sums[::-1]:",
+        ("test_models_moe.py",),
+    ),
+    "believe a prefetch that failed": Break(
+        "flashllm/offload/pick.py",
+        "            self.drop_prefetch(state)\n            return\n        finally:",
+        "        finally:", ("test_offload_faults.py", "test_offload_store.py"),
+    ),
+    "no limit where there are no groups": Break(
+        "flashllm/stress/reporting.py", "resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))",
+        "resource.getrlimit(resource.RLIMIT_DATA)", ("test_stress.py",),
+    ),
     "count nothing without /proc": Break(
         "flashllm/probe/process.py", 'if not found["rss"]:', "if False:",
         ("test_hostile_places.py::test_memory_without_proc",),

@@ -89,7 +89,7 @@ def test_other_backends_cold(model, storage, resident_tokens):
     assert run.charges.oom_kills == 0
 
 
-@pytest.mark.parametrize("storage", ["direct", "pread"])
+@pytest.mark.parametrize("storage", ["direct", "pread", "mmap"])
 def test_a_warm_cache_changes_nothing(model, storage, resident_tokens):
     budget = model.stat().st_size // 2
     model.read_bytes()  # now the pages are in the cache, charged to us and not to the child

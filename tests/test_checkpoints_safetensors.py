@@ -3,8 +3,6 @@
 import json
 import os
 import struct
-import time
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +13,8 @@ from safetensors.numpy import save_file
 
 from flashllm.checkpoints import open_checkpoint, widen
 from flashllm.errors import CheckpointError, ClosedError, FlashReadError, UnsupportedError
+
+from .cheap import refused
 
 GOLDEN = Path(__file__).parent / "golden"
 CONFIG = {"model_type": "llama", "vocab_size": 8}
@@ -184,24 +184,13 @@ HOSTILE = {
 def test_hostile_headers_are_refused_within_a_second_and_16_mib(tmp_path, kind):
     header, data = HOSTILE[kind]
     path = put(tmp_path, header, data)
-    started = time.process_time()  # the machine may be busy with others
-    with pytest.raises(CheckpointError, match="model.safetensors"):
-        open_checkpoint(path)
-    assert time.process_time() - started < 1
-    tracemalloc.start()
-    try:
-        with pytest.raises(CheckpointError):
-            open_checkpoint(path)
-        assert tracemalloc.get_traced_memory()[1] < 16 * 2**20
-    finally:
-        tracemalloc.stop()
+    refused(CheckpointError, lambda: open_checkpoint(path), "model.safetensors")
 
 
 @pytest.mark.parametrize("n_header", [0, 1, 3, 2**31, 2**63, 2**64 - 1])
 def test_lying_header_lengths(tmp_path, n_header):
     path = put(tmp_path, {"a": entry(0, 3)}, b"xxx", n_header=n_header)
-    with pytest.raises(CheckpointError):
-        open_checkpoint(path)
+    refused(CheckpointError, lambda: open_checkpoint(path))
 
 
 def test_every_truncation_is_detected(tmp_path):
@@ -220,8 +209,7 @@ def test_a_terabyte_of_nothing_is_refused(tmp_path):
     path = tmp_path / "model.safetensors"
     with open(path, "wb") as file:
         file.truncate(2**40)
-    with pytest.raises(CheckpointError):
-        open_checkpoint(path)
+    refused(CheckpointError, lambda: open_checkpoint(path))
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
@@ -259,8 +247,7 @@ def test_config_must_be_an_object(tmp_path, config):
 def test_config_bombs(tmp_path, text):
     put(tmp_path, {"a": entry(0, 1)}, b"x", config=None)
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="config.json"):
-        open_checkpoint(tmp_path)
+    refused(CheckpointError, lambda: open_checkpoint(tmp_path), "config.json")
 
 
 SHARD_NAMES = ["../x.safetensors", "/etc/passwd", "a/b", "..", ".", "", "a\\b", 3, None, ["x"]]

@@ -83,7 +83,11 @@ def healthy(model):
     return answer
 
 
-@pytest.mark.parametrize("n", [1, 2, 9, 40])
+@pytest.mark.parametrize(
+    "n",
+    [1, 2, 9, 40]
+    + [pytest.param(n, marks=pytest.mark.long) for n in range(3, 62) if n not in (9, 40)],
+)
 def test_the_nth_read_fails(model, healthy, n):
     """Twice in a row, so that the one retry of a device error fails as well; then never again.
 

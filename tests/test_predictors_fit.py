@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import resource
 import struct
-import time
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from flashllm.predictors import FITTED, fit_path, open_fit
 from flashllm.predictors.header import MAGIC, PREAMBLE
 
 from . import fits
+from .cheap import refused
 
 
 @pytest.fixture(scope="module")
@@ -188,12 +187,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_hostile_manifests(path, kernels, case):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    started = time.perf_counter()
-    with pytest.raises(FormatError):
-        loads(rewritten(path, HOSTILE[case]), kernels)
-    assert time.perf_counter() - started < 1
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024
+    changed = rewritten(path, HOSTILE[case])
+    refused(FormatError, lambda: loads(changed, kernels))
 
 
 def test_another_version_is_unsupported(path, kernels):

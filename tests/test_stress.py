@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import subprocess
+import sys
 
 import pytest
 
 from flashllm.cli import main as cli
+from flashllm.errors import UnsupportedError
 from flashllm.stress import cases
 from flashllm.stress.cases import Row, Scale, Stress
-from flashllm.stress.confine import cached_bytes, make_cold, make_warm, run_child
+from flashllm.stress.confine import cached_bytes, can_confine, make_cold, make_warm, run_child
 from flashllm.units import MIB
 
 from . import tiny
@@ -40,6 +43,36 @@ def test_a_child_is_seen_from_outside(model):
 def test_without_a_group_the_child_limits_its_own_memory(model):
     seen = run_child(stream(model, "70MiB", limit_data=True), None)
     assert seen.code == 0, seen.stderr
+
+
+def test_what_a_child_may_not_have_is_refused_it():
+    code = (
+        "from flashllm.stress.reporting import limit_data\n"
+        f"limit_data({100 * MIB})\n"
+        "for n in (30, 300):\n"
+        "    try: print(n, len(bytearray(n << 20)))\n"
+        "    except MemoryError: print(n, 'refused')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.splitlines() == [f"30 {30 * MIB}", "300 refused"], done.stderr
+
+
+def test_the_same_rows_where_no_group_may_be_made(model, monkeypatch):
+    def refuse(*args, **named):
+        raise UnsupportedError("not here")
+
+    monkeypatch.setattr("flashllm.stress.confine.MemoryGroup", refuse)
+    assert can_confine() == "not here"
+    stress = Stress(model, small=model, scale=SCALE, told=lambda row: None)
+    floor, whole = stress._floor(), stress._reference(stress._spec("stream"))["tokens"]
+    stress._cell(floor + 40 * MIB, "pread", "cold", floor, whole)
+    stress._refusal(floor)
+    ran, refused = stress.rows
+    assert ran.breaches == refused.breaches == () and ran.identical
+    assert ran.cgroup_peak is None and 10 * MIB < ran.peak_anon < ran.peak_rss <= ran.cap
+    assert ran.n_samples > 10
+    stress._cell(floor + 40 * MIB, "pread", "cold", floor, whole[::-1])
+    assert stress.rows[-1].breaches == ("tokens differ",)
 
 
 def test_a_refused_budget_is_a_code_and_a_floor(model):

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from flashllm.errors import TokenizerError, UsageError
 from flashllm.tokenization import Tokenizer, no_tokenizer
 
+from .cheap import refused
+
 tokenizers = pytest.importorskip("tokenizers")
 
 SPECIALS = ["<unk>", "<s>", "</s>"]
@@ -169,15 +171,14 @@ def test_numpy_ids_are_ids():
     [b"", b"{", b"[]", b"{}", b"\xff\xfe", b"[" * 100_000, b'{"model": {"type": "BPE"}}', b"null"],
 )
 def test_unreadable_tokenizer_is_a_typed_error(content):
-    with pytest.raises(TokenizerError, match="model.flash"):
-        Tokenizer.from_blobs({"tokenizer.json": content}, path="model.flash")
+    blobs = {"tokenizer.json": content}
+    refused(TokenizerError, lambda: Tokenizer.from_blobs(blobs, path="model.flash"), "model.flash")
 
 
 @pytest.mark.parametrize("content", [b"{", b"[]", b"[" * 100_000])
 def test_unreadable_tokenizer_config_is_a_typed_error(content):
     blobs = {"tokenizer.json": byte_level(), "tokenizer_config.json": content}
-    with pytest.raises(TokenizerError, match="tokenizer_config.json"):
-        Tokenizer.from_blobs(blobs)
+    refused(TokenizerError, lambda: Tokenizer.from_blobs(blobs), "tokenizer_config.json")
 
 
 def test_absent_tokenizer_and_bad_arguments():

@@ -12,6 +12,7 @@ from flashllm.checkpoints.rwkv_names import byte_vocabulary
 from flashllm.errors import CheckpointError, TokenizerError, UsageError
 from flashllm.tokenization import Tokenizer, WorldTokenizer
 
+from .cheap import refused
 from .rwkv_models import exported, official, written
 
 WORDS = ["  ", "the", " the", "there", "\n\n", "é", "中", "中文", b"\xe4\xb8", "a'b", 'ab"', "abcd"]
@@ -77,8 +78,7 @@ def test_ids_without_text():
     b"1 '" + b"a" * 5000 + b"' 5000\n", b"999999999 'a' 1\n", b"1 'a' 1\n\n2 'b' 1\n",
 ])  # fmt: skip
 def test_hostile_vocabularies(raw):
-    with pytest.raises(TokenizerError):
-        WorldTokenizer.from_text(raw)
+    refused(TokenizerError, lambda: WorldTokenizer.from_text(raw))
 
 
 def test_a_model_of_256_tokens_speaks_bytes(tmp_path):
