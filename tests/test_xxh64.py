@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
 from flashllm._core import xxh64, xxh64_by_vectors
 
 P1, P2, P3 = 0x9E3779B185EBCA87, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9
@@ -63,4 +62,5 @@ def test_every_length_place_and_seed(way):
     data = np.random.default_rng(0).integers(0, 256, 5000, dtype=np.uint8).tobytes()
     for n in [*range(0, 140), 255, 256, 1000, 4096, 4999]:
         start, seed = n % 7, (0, 1, MASK, n * P2 & MASK)[n % 4]
-        assert xxh64(data[start : start + n], seed) == by_specification(data[start : start + n], seed)
+        some = data[start : start + n]
+        assert xxh64(some, seed) == by_specification(some, seed)

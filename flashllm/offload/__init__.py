@@ -8,6 +8,7 @@ from .sizing import (
     routed_planes,
     slot_bytes_of,
     sparse_planes,
+    stage_areas,
     store_bytes,
     store_costs,
 )
@@ -22,6 +23,7 @@ __all__ = [
     "routed_planes",
     "slot_bytes_of",
     "sparse_planes",
+    "stage_areas",
     "store_bytes",
     "store_costs",
 ]
