@@ -13,6 +13,8 @@ import pytest
 from flashllm.probe.cgroup import Charges, MemoryGroup
 from flashllm.stress.confine import can_confine, make_cold
 
+from .patience import patience
+
 PROMPT = "1,5,9,20,33,7,42,11"
 
 
@@ -53,5 +55,5 @@ def generate(
 def run(command: list[str], group_bytes: int) -> Run:
     with MemoryGroup(group_bytes, name="flashllm-test") as group:
         child = group.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        out, err = child.communicate(timeout=300)
+        out, err = child.communicate(timeout=patience(300))
         return Run(child.returncode, out, err, group.charges())

@@ -19,6 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from .patience import patience
+
 NAME = "model.flash"
 # Opcodes and their answers, from the kernel's public header linux/fuse.h, protocol 7.31.
 LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FLUSH = 1, 2, 3, 14, 15, 17, 18, 25
@@ -99,7 +101,7 @@ class Fuse:
             return
         libc().umount2(str(self.folder).encode(), MNT_DETACH)
         self._server.stdin.close()
-        self._server.wait(30)
+        self._server.wait(patience(30))
         self._server.stdout.close()
 
 

@@ -20,6 +20,8 @@ from flashllm.errors import ConversionError, FlashReadError, UnsupportedError
 from flashllm.probe.cgroup import MemoryGroup
 from flashllm.stress.confine import make_cold
 
+from .patience import patience
+
 GOLDEN = Path(__file__).parent / "golden"
 ROOT = Path(__file__).parent.parent
 
@@ -62,7 +64,7 @@ def run(script, *arguments) -> subprocess.CompletedProcess:
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
 
 
@@ -239,7 +241,7 @@ def test_a_memory_group_is_not_filled_with_the_input(tmp_path):
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
         )
-        assert child.wait(timeout=120) == 0
+        assert child.wait(timeout=patience(120)) == 0
         charges = group.charges()
     assert charges.failcnt == 0 and charges.oom_kills == 0
     assert charges.peak_bytes < limit

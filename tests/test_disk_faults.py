@@ -27,6 +27,7 @@ from flashllm.stress.confine import make_cold
 from flashllm.units import MIB
 
 from .loop_disk import loop_disk
+from .patience import patience
 from .test_injected import STRACE
 from .test_injected import why_not as why_no_strace
 from .tiny import GOLDEN
@@ -98,7 +99,7 @@ def test_a_slow_disk_sets_the_pace(disk, kind, limit):
             "--max-tokens", str(n_tokens), "--ignore-eos", "--temperature", "0",
         ]  # fmt: skip
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=200,
+            command, capture_output=True, text=True, timeout=patience(200),
             preexec_fn=lambda: (group / "cgroup.procs").write_text(str(os.getpid())),
             env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
         )  # fmt: skip
@@ -111,7 +112,9 @@ def test_a_slow_disk_sets_the_pace(disk, kind, limit):
         assert told["tokens"] == same.tokens
     if kind == "bps":  # the ring reads ahead for one token more
         per_token = told["flash"]["bytes_read"] / (n_tokens + 1)
-        assert 0.75 < told["timings"]["predicted_per_second"] * per_token / limit < 1.25
+        pace = told["timings"]["predicted_per_second"] * per_token / limit
+        # Never faster; slower only where others want the processors as well.
+        assert 0.75 / patience(1.0) < pace < 1.25
 
 
 # ------------------------------------------------------------------------------------ power cuts
@@ -183,7 +186,7 @@ def test_power_cuts_by_shutting_the_file_system_down(tmp_path, whole, rounds):
             try:
                 time.sleep(rng.uniform(0, 0.2))
                 disk.pull_the_plug()
-                assert child.wait(30) == 1  # a typed error, not a signal
+                assert child.wait(patience(30)) == 1  # a typed error, not a signal
             finally:
                 end(child)
             disk.unmount()
@@ -216,7 +219,7 @@ def run_convert(out: Path, *before: str, **popen) -> subprocess.CompletedProcess
     command = [*before, sys.executable, "-m", "flashllm", "convert", str(GOLDEN / "llama-relu"),
                str(out)]  # fmt: skip
     return subprocess.run(
-        command, capture_output=True, text=True, timeout=120,
+        command, capture_output=True, text=True, timeout=patience(120),
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)}, **popen,
     )  # fmt: skip
 

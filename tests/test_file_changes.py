@@ -14,6 +14,7 @@ import pytest
 from flashllm.conversion.enlarge import inflate
 from flashllm.units import MIB
 
+from .patience import patience
 from .tiny import GOLDEN
 
 
@@ -120,6 +121,6 @@ def test_no_large_mappings(large, backend):
 
 def run(code: str, *args: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=120,
+        [sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=patience(120),
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip

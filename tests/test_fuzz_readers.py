@@ -83,7 +83,7 @@ def test_damaged_input(name, tmp_path, rounds):
     seed = TARGETS[name].seed()
 
     @settings(
-        max_examples=rounds(25, 4000), deadline=None, derandomize=rounds(True, False),
+        max_examples=rounds(25, 1000), deadline=None, derandomize=rounds(True, False),
         database=None, suppress_health_check=list(HealthCheck),
     )  # fmt: skip
     @given(EDITS)

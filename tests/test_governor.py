@@ -29,6 +29,7 @@ from flashllm.stress.confine import make_cold
 from flashllm.units import MIB
 
 from .capped import needs_cgroup
+from .patience import patience
 from .test_probe_memory import Tree
 from .tiny import GOLDEN
 
@@ -49,7 +50,7 @@ class Fake:
         """Return when the governor has dealt with it: it asks again."""
         for _ in range(times):
             self.samples.put(sample)
-            assert self.asked.acquire(timeout=120)
+            assert self.asked.acquire(timeout=patience(120))
 
     def wait(self, seconds: float) -> Sample:
         self.asked.release()
@@ -121,7 +122,7 @@ def test_growth_that_cannot_be_read_is_told_and_tried_again():
     source.tell(QUIET, times=2 * int(PATIENCE_S))
     assert budgets[2] == 500 + 800 // GROWTH
     governor.close()
-    governor.thread.join(10)
+    governor.thread.join(patience(10))
     assert source.closed and not governor.thread.is_alive()
 
 
@@ -157,13 +158,13 @@ def test_a_dropped_handle_is_not_kept_alive(model):
     llm = LLM(model, ram_budget="1GiB", governor=source)
     thread, gone = llm._governor.thread, weakref.ref(llm)
     llm.close()
-    thread.join(10)
+    thread.join(patience(10))
     assert source.closed and not thread.is_alive()
     other = LLM(model, ram_budget="1GiB", governor=Fake())
     thread, gone = other._governor.thread, weakref.ref(other)
     del other
     gc.collect()
-    thread.join(10)
+    thread.join(patience(10))
     assert gone() is None and not thread.is_alive()
 
 
@@ -267,7 +268,7 @@ def test_a_neighbour_gets_the_memory_it_needs(tmp_path):
         given, same = ask(engine)
         assert given < budget and same
         engine.stdin.close()
-        assert engine.wait(60) == 0 and group.charges().oom_kills == 0
+        assert engine.wait(patience(60)) == 0 and group.charges().oom_kills == 0
         neighbour.kill()
         neighbour.wait()
         for child in (engine, neighbour):

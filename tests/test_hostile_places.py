@@ -35,6 +35,7 @@ from flashllm.units import MIB
 
 from . import tiny
 from .capped import needs_cgroup
+from .patience import patience
 
 ASK = {"max_tokens": 6, "temperature": 2.0, "seed": 1, "ignore_eos": True}
 ENVIRON = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
@@ -68,7 +69,7 @@ def shell(line: str, model: str) -> subprocess.CompletedProcess:
     command = (f"{sys.executable} -m flashllm generate {model} -n 8 --temperature 5 --seed 3 "
                "--ignore-eos --ram-budget 300MiB")  # fmt: skip
     return subprocess.run(
-        ["bash", "-c", "set -o pipefail; " + line], capture_output=True, timeout=120,
+        ["bash", "-c", "set -o pipefail; " + line], capture_output=True, timeout=patience(120),
         env={**ENVIRON, "G": command},
     )  # fmt: skip
 
@@ -327,7 +328,7 @@ def test_somebody_lowers_the_limit_as_far_as_the_kernel_lets(streamed):
                 break
             limit -= MIB
         group.set_limit(limit + 16 * MIB)  # for libraries' pages, which were dropped on the way
-        out, err = child.communicate("\n", timeout=120)
+        out, err = child.communicate("\n", timeout=patience(120))
         assert child.returncode == 0, (child.returncode, limit, err)
         assert out.splitlines() == [before.strip(), "length"]
         assert group.charges().oom_kills == 0 and limit + 16 * MIB < budget

@@ -15,6 +15,7 @@ import pytest
 from flashllm.conversion.enlarge import inflate
 from flashllm.units import MIB
 
+from .patience import patience
 from .tiny import GOLDEN
 
 STRACE = shutil.which("strace")
@@ -69,7 +70,7 @@ def run(model: str, *inject: str) -> list[str]:
         options = [word for one in inject for word in ("-e", f"inject={one}")]
         command = [STRACE, "-f", "-qq", "-o", "/dev/null", "-P", model, *options, *command]
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=120,
+        command, capture_output=True, text=True, timeout=patience(120),
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -165,6 +165,6 @@ def test_in_convert_leaves_nothing_under_the_final_name(tmp_path):
     child.stdout.read(1)
     sent = time.monotonic()
     child.send_signal(signal.SIGINT)
-    child.communicate(timeout=120)
+    child.communicate(timeout=patience(120))
     assert child.returncode != 0 and time.monotonic() - sent < bound()
     assert not out.exists()

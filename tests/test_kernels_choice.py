@@ -13,6 +13,7 @@ from flashllm.kernels import KERNELS, choose_kernels, kernel_troubles
 from flashllm.settings import resolve
 
 from .kernel_planes import NATIVE, MemoryPlane, normal, same_bits
+from .patience import patience
 
 
 def test_the_table_says_what_runs_here_and_why_not():
@@ -106,7 +107,7 @@ if pid == 0:
     os._exit(0 if good else 1)
 sys.exit(os.waitpid(pid, 0)[1])
 """
-    done = subprocess.run([sys.executable, "-c", code], timeout=120, cwd=os.getcwd())
+    done = subprocess.run([sys.executable, "-c", code], timeout=patience(120), cwd=os.getcwd())
     assert done.returncode == 0
 
 
@@ -118,6 +119,6 @@ ks = choose_kernels("serial", n_threads=3)
 solve(ks, *problem())
 """
     done = subprocess.run(
-        [sys.executable, "-c", code], timeout=120, cwd=os.getcwd(), capture_output=True
+        [sys.executable, "-c", code], timeout=patience(120), cwd=os.getcwd(), capture_output=True
     )
     assert done.returncode == 0 and not done.stderr

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from . import tiny
+from .patience import patience
 
 ROOT = Path(__file__).parent.parent
 SHARED = ("fl_ops", "fl_rwkv", "fl_pool", "fl_quant", "fl_dispatch")
@@ -36,14 +37,15 @@ def build(directory, compiler, *flags, name="compare_sets"):
     program = directory / name
     sources = [f"tests/native/{name}.c", *SOURCES]
     command = [compiler, *FLAGS, *flags, *sources, "-o", str(program), "-lm", "-lpthread"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=patience(300))
     assert done.returncode == 0, done.stderr
     return str(program)
 
 
 def run(*command):
     environ = {**os.environ, "PYTHONPATH": ":".join(sys.path)}
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environ)
+    return subprocess.run(command, capture_output=True, text=True, env=environ,
+                          timeout=patience(300))  # fmt: skip
 
 
 @pytest.fixture(scope="module")

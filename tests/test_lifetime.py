@@ -20,6 +20,7 @@ from flashllm.errors import BusyError, FlashError
 from flashllm.units import MIB
 
 from . import tiny
+from .patience import patience
 
 IDS = [1, 5, 9]
 
@@ -61,7 +62,7 @@ def child(code: str, model: str, kind: str = "kept") -> subprocess.CompletedProc
     with open(path, "w") as file:
         file.write(PRELUDE + code)
     return subprocess.run(
-        [sys.executable, path, model, kind], capture_output=True, text=True, timeout=120,
+        [sys.executable, path, model, kind], capture_output=True, text=True, timeout=patience(120),
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
     )  # fmt: skip
 
@@ -74,7 +75,7 @@ def test_four_processes_one_file(model, expected):
         subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) for _ in range(4)
     ]
     for one in children:
-        out, _ = one.communicate(timeout=120)
+        out, _ = one.communicate(timeout=patience(120))
         assert one.returncode == 0 and json.loads(out) == expected
 
 
@@ -96,7 +97,7 @@ def test_four_processes_stay_within_four_budgets(tmp_path, rounds):
     answers = {one.stdout.readline() for one in children}
     sizes = [pss(one.pid) for one in children]
     for one in children:
-        one.communicate("\n", timeout=120)
+        one.communicate("\n", timeout=patience(120))
         assert one.returncode == 0
     assert len(answers) == 1 and json.loads(answers.pop())
     assert sum(sizes) <= 4 * budget and min(sizes) > budget // 4, sizes
@@ -168,7 +169,7 @@ if __name__ == "__main__":
         queue = context.Queue()
         process = context.Process(target=in_child, args=(queue,))
         process.start()
-        theirs = queue.get(timeout=100)
+        theirs = queue.get(timeout=patience(100))
         process.join()
     print(json.dumps([process.exitcode, mine, theirs]))
 """
@@ -212,7 +213,7 @@ def run_all(threads: list[threading.Thread]) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=120)
+        thread.join(timeout=patience(120))
         assert not thread.is_alive()
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from . import tiny
+from .patience import patience
 
 ROOT = Path(__file__).parent.parent
 
@@ -78,7 +79,7 @@ def test_the_nth_allocation_fails(shim, tmp_path, kind):
     model = tiny.container(tmp_path, "llama-relu", tokenizer=False)
     done = subprocess.run(
         [sys.executable, "-c", CHILD, str(model), {"ours": "1", "large": "2"}[kind]],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=patience(120),
         env={**os.environ, "PYTHONPATH": ":".join(sys.path), "LD_PRELOAD": shim},
     )  # fmt: skip
     assert done.returncode == 0, f"{done.returncode}: {done.stderr[-3000:]}"

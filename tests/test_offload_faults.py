@@ -18,6 +18,7 @@ from flashllm.storage.base import Storage, Ticket
 from flashllm.storage.wrappers import FaultyStorage, SlowStorage
 
 from .offload_model import ORDER, SPARSE, Model, active, read_ids, read_scan, run_step
+from .patience import patience
 
 
 class Fault:
@@ -284,7 +285,8 @@ def test_exit_with_everything_open(tmp_path, codec):
         lease = next(leases)
     """
     run = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, timeout=120, text=True
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True,
+        timeout=patience(120),
     )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from .patience import patience
+
 README = Path(__file__).parent.parent / "README.md"
 
 
@@ -29,7 +31,7 @@ def test_the_python_example_runs():
     (example,) = blocks("python")
     assert len([line for line in example.splitlines() if line.strip()]) <= 10
     done = subprocess.run(
-        [sys.executable, "-c", example], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", example], capture_output=True, text=True, timeout=patience(120)
     )
     assert done.returncode == 0, done.stderr
     assert "tokens/s" in done.stdout and len(done.stdout) > 100

@@ -21,6 +21,7 @@ from flashllm.units import MIB
 
 from .capped import needs_cgroup
 from .offload_model import Model, run_step
+from .patience import patience
 from .tiny import GOLDEN
 
 IDS = [3, 17, 40, 8, 8, 22, 61, 5]
@@ -216,7 +217,7 @@ def test_a_group_lowered_by_30_percent_mid_generation(tmp_path):
         assert group.charges().usage_bytes > after  # else nothing would be shown here
         child.send_signal(signal.SIGUSR1)
         accepted = lower_within(group, after, seconds=2.0)
-        out, err = child.communicate(timeout=120)
+        out, err = child.communicate(timeout=patience(120))
         assert child.returncode == 0, err
         charges = group.charges()
     told = json.loads(out)

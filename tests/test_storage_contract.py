@@ -25,6 +25,8 @@ from flashllm.storage import STORAGES, ReadBatch, open_storage
 from flashllm.storage.wrappers import FaultyStorage, SlowStorage
 from flashllm.stress.confine import make_cold
 
+from .patience import patience
+
 UNIT = 4096  # a multiple of every alignment met so far
 N_UNITS = 600
 
@@ -500,7 +502,7 @@ def test_closing_wakes_those_who_wait(name, path, content):
     waiter = threading.Thread(target=wait)
     waiter.start()
     storage.close()
-    waiter.join(10)
+    waiter.join(patience(10))
     assert outcome in (["closed"], ["arrived"])
 
 

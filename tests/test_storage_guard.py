@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from .patience import patience
+
 PRELUDE = """
 import faulthandler, mmap, os, sys
 from flashllm.errors import FlashReadError
@@ -63,7 +65,7 @@ def run(tmp_path, code):
         env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=patience(120),
     )
 
 

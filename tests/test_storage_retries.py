@@ -13,6 +13,8 @@ import sys
 
 import pytest
 
+from .patience import patience
+
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -106,13 +108,13 @@ def shim(tmp_path_factory):
     return library
 
 
-def run(shim, tmp_path, plan, code, *, backend="pread", timeout=120):
+def run(shim, tmp_path, plan, code, *, backend="pread"):
     return subprocess.run(
         [sys.executable, "-c", CHILD + code, backend, str(tmp_path / "file"), plan],
         env={"LD_PRELOAD": str(shim), "PYTHONPATH": ":".join(sys.path)},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=patience(120),
     )
 
 
@@ -163,5 +165,5 @@ except KeyboardInterrupt:
     print("interrupted", flush=True)
 os._exit(0)
 """
-    result = run(shim, tmp_path, "b", code, timeout=120)
+    result = run(shim, tmp_path, "b", code)
     assert result.stdout.strip() == "interrupted", result.stderr
