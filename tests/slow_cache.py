@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 def slow_misses(
-    steps, n_slots: int, name: str, k: int = 5, decay: float = 0.9
+    steps, n_slots: int, name: str, k: int = 5, decay: float = 0.99
 ) -> list[tuple[int, int]]:
     """(clock, frame) of every miss of policy `name` over the frames wanted in each step.
 

@@ -58,7 +58,7 @@ def closed_form(x, w, rank, *, damping=1e-9, weighted=True, parts=(0,)):
             yield first, w[first:stop].astype(np.float32)
 
     factors = InputFactors(x.T @ x / len(x), damping=damping)
-    found = low_rank.directions(blocks, factors, rank, weighted=weighted)
+    found, _ = low_rank.directions(blocks, len(w), factors, rank, weighted=weighted)
     return low_rank.bottleneck(blocks, len(w), factors, found)
 
 
@@ -95,12 +95,14 @@ def test_leading_parts_are_the_best_of_their_rank():
     assert np.allclose(b[:, :3] @ a[:3], few_b @ few_a, atol=1e-4)
 
 
-def test_the_first_directions_are_found_without_the_rest():
+def test_the_first_directions_are_found_without_the_rest(monkeypatch):
+    monkeypatch.setattr(low_rank, "WHOLE", 100)
     random = np.random.default_rng(3)
     axes = np.linalg.qr(random.standard_normal((200, 200)))[0]
     sizes = np.concatenate([np.geomspace(10, 1, 20), np.full(180, 0.05)])
     gram = (axes * sizes) @ axes.T
     found = low_rank._leading(gram.astype(np.float32), 20)
+    assert np.allclose(found.T @ found, np.eye(20), atol=1e-5)
     assert np.allclose(np.abs(np.diag(found.T @ axes[:, :20])), 1, atol=1e-2)
 
 
@@ -114,8 +116,8 @@ def test_directions_that_inputs_do_not_take_do_no_harm():
 def test_what_a_bottleneck_misses_is_what_was_said():
     x, w = inputs()
     factors = InputFactors(x.T @ x / len(x), damping=1e-9)
-    found = low_rank.directions(lambda: iter([(0, w)]), factors, 8)
-    left = low_rank.left_over(lambda: iter([(0, w)]), len(w), factors, found, [2, 8])
+    found, whole = low_rank.directions(lambda: iter([(0, w)]), len(w), factors, 8)
+    left = low_rank.left_over(lambda: iter([(0, w)]), whole, factors, found, [2, 8])
     a, b = low_rank.bottleneck(lambda: iter([(0, w)]), len(w), factors, found)
     for i, rank in enumerate((2, 8)):
         missed = np.square(x @ w.T - x @ a[:rank].T @ b[:, :rank].T).mean(axis=0)

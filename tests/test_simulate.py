@@ -219,19 +219,19 @@ GOLDEN = {
         "wanted": [419848],
         "window": [324589, 134869],
         "lru": [324319, 121204],
-        "lfu": [320248, 116456],
+        "lfu": [320409, 103921],
         "belady": [275547, 55690],
     },
     "demo-plays-test": {
         "wanted": [537030],
-        "lfu": [379843, 122199],
+        "lfu": [379926, 110240],
         "belady": [335131, 59566],
     },
     "stories-test": {
         "wanted": [81890],
         "window": [69191, 32474],
         "lru": [69191, 32488],
-        "lfu": [69190, 31077],
+        "lfu": [69190, 31894],
         "belady": [69182, 19581],
     },
 }
@@ -295,12 +295,12 @@ def test_what_cannot_be_simulated(args, capsys):
 
 def test_a_policys_option_is_its_argument():
     trace = read_trace(TRACES / "stories-test.fltrace")
-    names = ["window", "window:5", "window:1", "lfu:0.9", "lfu", "lfu:0.5"]
+    names = ["window", "window:5", "window:1", "lfu:0.99", "lfu", "lfu:0.5"]
     rows = simulate(trace, policies=names, caches=[0.5], per_frames=[1],
                     curves=[CURVES["default"]])  # fmt: skip
     found = {row.policy: row.misses for row in rows}
     assert found["window"] == found["window:5"] != found["window:1"]
-    assert found["lfu"] == found["lfu:0.9"] != found["lfu:0.5"]
+    assert found["lfu"] == found["lfu:0.99"] != found["lfu:0.5"]
 
 
 def test_slots_and_their_bounds():

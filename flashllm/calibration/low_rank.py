@@ -37,24 +37,28 @@ Blocks = Callable[[], Iterator[tuple[int, np.ndarray]]]  # (first row, float32 r
 
 
 def directions(
-    blocks: Blocks, factors: InputFactors, rank: int, *, weighted: bool = True
-) -> np.ndarray:
-    """float32 [hidden_size, r], r <= rank: the first right singular vectors of D W U."""
-    root = factors.root
+    blocks: Blocks, n_rows: int, factors: InputFactors, rank: int, *, weighted: bool = True
+) -> tuple[np.ndarray, np.ndarray]:
+    """(float32 [hidden_size, r], r <= rank: the first right singular vectors of D W U; float32
+    [n_rows]: the variance of each row of W U)."""
+    root, whole = factors.root, np.empty(n_rows, np.float32)
     gram = np.zeros(root.shape, np.float32)
-    for _, rows in blocks():
+    for first, rows in blocks():
         seen = factors.ordered(rows) @ root
+        norms = np.maximum(np.einsum("rc,rc->r", seen, seen), 1e-30)
+        whole[first : first + len(rows)] = norms
         if weighted:
-            seen /= np.maximum(np.sqrt(np.einsum("rc,rc->r", seen, seen)), 1e-30)[:, None]
+            seen /= np.sqrt(norms)[:, None]
         gram += seen.T @ seen
-    return _leading(gram, min(rank, len(gram)))
+    return _leading(gram, min(rank, len(gram))), whole
 
 
 def search_bytes(hidden_size: int, rank: int) -> int:
     """What `directions` holds at once beside the factors and a block."""
     if hidden_size <= WHOLE:
         return 44 * hidden_size**2
-    return 8 * hidden_size**2 + 24 * hidden_size * min(hidden_size, rank + OVERSAMPLE)
+    width = min(hidden_size, rank + OVERSAMPLE)
+    return 8 * hidden_size**2 + 32 * hidden_size * width + 32 * width**2
 
 
 def _leading(gram: np.ndarray, count: int) -> np.ndarray:
@@ -65,26 +69,34 @@ def _leading(gram: np.ndarray, count: int) -> np.ndarray:
         return np.linalg.eigh(gram)[1][:, ::-1][:, :count].astype(np.float32)
     found = np.random.default_rng(0).standard_normal((len(gram), width)).astype(np.float32)
     for _ in range(ROUNDS):
-        found = np.linalg.qr(gram @ found)[0]
+        found = _orthogonal(gram @ found)
     inside = found.T @ (gram @ found)
     _, turn = np.linalg.eigh((inside + inside.T) / 2)
     return (found @ turn[:, ::-1][:, :count]).astype(np.float32)
 
 
+def _orthogonal(columns: np.ndarray) -> np.ndarray:
+    """float32 columns that span the same, each orthogonal to the others: by the eigenvalues of
+    their products, in float64, which are few.  A QR of columns as long as these took ten times the
+    rest of a round."""
+    wide = columns.astype(np.float64)
+    wide /= np.maximum(np.sqrt(np.einsum("ij,ij->j", wide, wide)), 1e-300)
+    values, turn = np.linalg.eigh(wide.T @ wide)
+    return (wide @ (turn / np.sqrt(np.maximum(values, 1e-13 * values[-1])))).astype(np.float32)
+
+
 def left_over(
-    blocks: Blocks, n_rows: int, factors: InputFactors, found: np.ndarray, ranks: list[int]
+    blocks: Blocks, whole: np.ndarray, factors: InputFactors, found: np.ndarray, ranks: list[int]
 ) -> np.ndarray:
-    """float32 [len(ranks), n_rows]: of each neuron's variance the share that a bottleneck of each
-    rank misses."""
-    out, through = np.empty((len(ranks), n_rows), np.float32), factors.root @ found
+    """float32 [len(ranks), n_rows]: of each neuron's variance `whole` the share that a bottleneck
+    of each rank misses."""
+    out, through = np.empty((len(ranks), len(whole)), np.float32), factors.root @ found
     for first, rows in blocks():
-        ordered = factors.ordered(rows)
-        whole = ordered @ factors.root
-        whole = np.maximum(np.einsum("rc,rc->r", whole, whole), 1e-30)
-        kept = ordered @ through
+        kept = factors.ordered(rows) @ through
         kept = np.cumsum(np.square(kept, out=kept), axis=1)
+        where = slice(first, first + len(rows))
         for i, rank in enumerate(ranks):
-            out[i, first : first + len(rows)] = 1 - kept[:, rank - 1] / whole
+            out[i, where] = 1 - kept[:, rank - 1] / whole[where]
     return np.clip(out, 0.0, 1.0, out=out)
 
 
@@ -137,8 +149,9 @@ def offers(
     if not shapes:
         return
     ranks = sorted({rank for _, rank, _ in shapes})
-    found = directions(task.blocks, factors, ranks[-1])
-    left = left_over(task.blocks, task.n_bundles, factors, found, ranks)
+    found, whole = directions(task.blocks, task.n_bundles, factors, ranks[-1])
+    stats.keep(found)
+    left = left_over(task.blocks, whole, factors, found, ranks)
     seen = {}
     for budget, rank, kind in shapes:
         if (rank, kind) not in seen:
@@ -157,7 +170,7 @@ def build(
     recipe: tuple[int, str],
 ) -> Made:  # fmt: skip
     rank, weight_type = recipe
-    found = directions(task.blocks, factors, rank)
+    found = np.ascontiguousarray(stats.kept()[:, :rank])  # what `offers` found
     a, b = bottleneck(task.blocks, task.n_bundles, factors, found)
     x, kept = stats.inputs(), WEIGHT_TYPES["int8"]
     z = x @ kept.decode(kept.encode(a), task.hidden_size).T  # A as it will be stored

@@ -114,7 +114,8 @@ class LayerStatistics:
     """One layer's."""
 
     def __init__(self, spool: Spool, hidden_size: int, n_bundles: int, tokens: dict[int, int]):
-        self.n, self._hidden = 0, hidden_size
+        self.n, self._hidden, self._spool = 0, hidden_size, spool
+        self._kept: tuple[int, tuple[int, ...], np.dtype] | None = None
         self.counts = np.zeros(n_bundles, np.int64)
         most = {role: sample_tokens(role, hidden_size) for role in tokens}
         self.samples = {
@@ -154,6 +155,15 @@ class LayerStatistics:
         for first in range(0, self._hidden, BLOCK):
             found[first : first + BLOCK] -= np.outer(mean[first : first + BLOCK], mean)
         return found
+
+    def keep(self, found: np.ndarray) -> None:
+        """What surveying a layer found and building it needs again waits on disk too."""
+        self._kept = (self._spool.reserve(found.nbytes), found.shape, found.dtype)
+        self._spool.write(self._kept[0], found)
+
+    def kept(self) -> np.ndarray:
+        at, shape, dtype = self._kept
+        return self._spool.read(at, np.empty(shape, dtype))
 
     def used(self) -> float:
         """Active bundles per token."""

@@ -24,31 +24,49 @@ from ..predictors.fit import is_fit_blob
 from ..quant import WEIGHT_TYPES
 from ..regular import drop_page_cache, read_exactly
 
+RUN_BYTES = 2**20  # of neighbouring frames read at once: frames may be of one neuron
+
 
 class PlaneReader:
-    """Decoded items of one plane, the last frame being kept."""
+    """Decoded items of one plane, the last frame being kept, and frames that were read with it."""
 
     def __init__(self, plane: Plane, container: Container):
         self.plane, self._container = plane, container
         self._decoder = CODECS[plane.codec].decoder()
         self._frame = np.empty((plane.per_frame, plane.stride), np.uint8)
         self._held = -1
+        self._run, self._in_run = memoryview(b""), range(0)  # bytes as stored, of these frames
 
-    def _load(self, frame: int) -> np.ndarray:
+    def _load(self, frame: int, last: int) -> np.ndarray:
+        """Items of a frame; those up to `last` will be asked for next."""
         if frame != self._held:
             plane = self.plane
-            fd, path = self._container.fileno(), self._container.path
-            offset, n_bytes = int(plane.offsets[frame]), int(plane.stored[frame])
-            where = f"plane {plane.name}, frame {frame}"
-            stored = read_exactly(fd, path, offset, n_bytes, where)
-            drop_page_cache(fd, offset, n_bytes)
+            stored = self._stored(frame, last)
             found, expected = xxh64(stored, plane.seed(frame)), int(plane.digests[frame])
             if found != expected:
-                raise ChecksumError(path, where, expected, found)
+                where = f"plane {plane.name}, frame {frame}"
+                raise ChecksumError(self._container.path, where, expected, found)
             self._held = -1
             self._decoder.decode_into(stored, memoryview(self._frame).cast("B"))
             self._held = frame
         return self._frame
+
+    def _stored(self, frame: int, last: int) -> memoryview:
+        """The bytes of a frame, with as many of the frames up to `last` as make a good read."""
+        plane, fd, path = self.plane, self._container.fileno(), self._container.path
+        if frame not in self._in_run:
+            first = int(plane.offsets[frame])
+            wanted = slice(frame, last + 1)
+            ends = plane.offsets[wanted].astype(np.int64) + plane.stored[wanted] - first
+            n = max(1, int(np.searchsorted(ends, RUN_BYTES, side="right")))
+            n_bytes = int(ends[n - 1])
+            where = f"plane {plane.name}, frame {frame}" + (f" to {frame + n - 1}" if n > 1 else "")
+            self._in_run = range(0)
+            self._run = memoryview(read_exactly(fd, path, first, n_bytes, where))
+            self._in_run = range(frame, frame + n)
+            drop_page_cache(fd, first, n_bytes)
+        at = int(plane.offsets[frame]) - int(plane.offsets[self._in_run.start])
+        return self._run[at : at + int(plane.stored[frame])]
 
     def items(self, piece: Piece, start: int, stop: int) -> np.ndarray:
         """One piece of items: uint8 [stop - start, piece.row_bytes]."""
@@ -60,11 +78,11 @@ class PlaneReader:
 
     def _columns(self, start: int, stop: int, first_byte: int, end_byte: int) -> np.ndarray:
         out = np.empty((stop - start, end_byte - first_byte), np.uint8)
-        per_frame, at = self.plane.per_frame, start
+        per_frame, at, last = self.plane.per_frame, start, (stop - 1) // self.plane.per_frame
         while at < stop:
             frame, first = divmod(at, per_frame)
             n = min(per_frame - first, stop - at)
-            rows = self._load(frame)[first : first + n]
+            rows = self._load(frame, last)[first : first + n]
             out[at - start : at - start + n] = rows[:, first_byte:end_byte]
             at += n
         return out

@@ -15,7 +15,7 @@ class LFU(Policy):
     name = "lfu"
     bytes_per_slot = 16
 
-    def __init__(self, n_slots: int, *, decay: float = 0.9):
+    def __init__(self, n_slots: int, *, decay: float = 0.99):
         super().__init__(n_slots)
         if not 0 < decay <= 1:
             raise AssertionError(f"a decay of {decay} per step")
