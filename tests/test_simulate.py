@@ -10,9 +10,11 @@ import pytest
 
 from flashllm.cache import POLICIES
 from flashllm.cli.main import main
+from flashllm.conversion.layout import fewest_bundles
 from flashllm.errors import UsageError
 from flashllm.offload.planner import worthwhile_gap
 from flashllm.probe.named import CURVES
+from flashllm.settings import SETTINGS
 from flashllm.simulate import frames_used, replay, simulate
 from flashllm.simulate.costs import cost
 from flashllm.simulate.guesses import guesses
@@ -250,6 +252,33 @@ def test_golden_miss_counts(name):
     for row in rows:
         assert row.hit_rate == pytest.approx(1 - row.misses / wanted)
         assert row.above_belady >= 0 and 0 < row.useful <= 1
+
+
+def test_the_defaults_are_what_won_in_the_cards():
+    results = TRACES.parent / "bench" / "results"
+    rows = json.loads((results / "policies.json").read_text())["rows"]
+    misses = {(r["trace"], r["cache"], r["policy"]): r["misses"] for r in rows
+              if r["table"] == "policies"}  # fmt: skip
+    places = sorted({key[:2] for key in misses})
+    ratios = {
+        policy: sum(misses[*at, policy] / misses[*at, "lru"] for at in places)
+        for policy in {key[2] for key in misses} - {"belady"}
+    }
+    best, default = min(ratios, key=ratios.get), SETTINGS["policy"].default
+    assert best == f"{default}:{POLICIES[default](1).decay:g}"
+    # by what layers use: less flash time than equal shares, taken over all devices and caches
+    mine = [r for r in rows if r["table"] == "shares"]
+    use, equal = ([sum(r["ms"].values()) for r in mine if r["shares"] == name]
+                  for name in ("use", "equal"))  # fmt: skip
+    assert len(use) == len(equal) and sum(use) < sum(equal)
+    # single neurons, not clusters
+    rows = json.loads((results / "clusters.json").read_text())["rows"]
+    sums: dict[tuple[int, int], float] = {}
+    for row in (r for r in rows if r["order"] == "fitted" and r["frame_bytes"] % 4096 == 0):
+        if row["frame_bytes"] // row["per_frame"] == 4096:
+            at = (row["unit"], row["per_frame"])
+            sums[at] = sums.get(at, 0.0) + sum(row["ms"].values())
+    assert min(sums, key=sums.get) == (1, fewest_bundles(4096, 10_000)) == (1, 1)
 
 
 def test_every_committed_trace_is_whole_and_has_its_card():
