@@ -1,11 +1,35 @@
 """flashllm._core: the border between Python and ext/*.c.
 
 Typed memoryviews in, one C call without the interpreter lock, an exception after.  No policy, no
-format, no allocation here.  Sections: checksums, kernels, reading; each speaks to its own header.
+format, no allocation here.  Sections: arrays, checksums, kernels, reading; each speaks to its own header.
 """
 
+from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+
+
+# ------------------------------------------------------------------------------------- arrays
+
+def is_array(object array, int code, tuple shape, bint out):
+    """Whether `array` is C-contiguous, of the item format `code` (ord of struct's letter), of `shape`
+    (None: any size) and writable where it is an output.  An exporter of something else is no
+    error, but False."""
+    cdef Py_buffer view
+    cdef Py_ssize_t i
+    cdef bint good
+    try:
+        PyObject_GetBuffer(array, &view, PyBUF_C_CONTIGUOUS | PyBUF_FORMAT)
+    except (BufferError, TypeError, ValueError):
+        return False
+    good = view.ndim == len(shape) and not (out and view.readonly)
+    good = good and view.format != NULL and view.format[0] == code and view.format[1] == 0
+    for i in range(view.ndim if good else 0):
+        want = shape[i]
+        if want is not None and <Py_ssize_t>want != view.shape[i]:
+            good = False
+    PyBuffer_Release(&view)
+    return good
 
 
 # ---------------------------------------------------------------------------------- checksums

@@ -453,7 +453,7 @@ class KernelSet(RecurrentOperators, ABC):
         self._open()
         check_array("q", q, np.float32, (None, None, None))
         n_tokens, n_heads, head_dim = q.shape
-        kv_dtype = k.dtype if getattr(k, "dtype", None) == np.float16 else np.float32
+        kv_dtype = np.float16 if getattr(k, "dtype", None) == np.float16 else np.float32
         check_array("k", k, kv_dtype, (None, None, head_dim))
         check_array("v", v, kv_dtype, k.shape)
         check_array("out", out, np.float32, (n_tokens, n_heads * head_dim), out=True)
