@@ -4,12 +4,28 @@ their own."""
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
+
+from .errors import UsageError
 
 
 def partial_path(final: Path) -> Path:
     """The name that a file has while it is written."""
     return final.with_name(final.name + ".partial")
+
+
+def expect_replaceable(path: str | os.PathLike) -> None:
+    """UsageError where something lies at `path` that a file must not take the place of: a renamed
+    file would replace a device as well, for everybody."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:  # nothing there; or the error of writing says more
+        return
+    if stat.S_ISDIR(mode):
+        raise UsageError(f"{os.fspath(path)} is a directory")
+    if not stat.S_ISREG(mode):
+        raise UsageError(f"{os.fspath(path)} is no regular file, and no file takes its place")
 
 
 def sync_directory(path: Path) -> None:
@@ -27,12 +43,14 @@ class WholeFile:
     """A file in the making: write into `file`, then `commit`.
 
     Leaving the `with`, or `close`, without it leaves nothing behind, and what had the name before
-    as it was.  Errors are the system's.
+    as it was.  Errors are the system's, and UsageError where no file belongs.
     """
 
     def __init__(self, path: str | os.PathLike):
         self.path = Path(path)
         self._partial = partial_path(self.path)
+        for one in (self.path, self._partial):
+            expect_replaceable(one)
         self._done = False
         self.file = open(self._partial, "wb")  # noqa: SIM115 (closed by close)
 

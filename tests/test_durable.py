@@ -6,7 +6,11 @@ import os
 
 import pytest
 
+from flashllm import convert
 from flashllm.durable import WholeFile
+from flashllm.errors import UsageError
+
+from .tiny import GOLDEN
 
 
 def write(path, data: bytes, *, fail: BaseException | None = None) -> None:
@@ -49,6 +53,34 @@ def test_a_commit_that_fails_leaves_what_was_there(tmp_path, monkeypatch, call):
         write(path, b"new")
     monkeypatch.undo()
     assert path.read_bytes() == b"old" and os.listdir(tmp_path) == ["x"]
+
+
+PLACES = {
+    "a directory": os.mkdir,
+    "a FIFO": os.mkfifo,
+    "a link to a directory": lambda path: os.symlink(path.parent, path),
+    "a link to a device": lambda path: os.symlink(os.devnull, path),
+}
+
+
+@pytest.mark.parametrize("name", ["x", "x.partial"])
+@pytest.mark.parametrize("place", PLACES)
+def test_only_files_are_replaced(tmp_path, place, name):
+    """A rename puts a file in place of a device just as well, and the whole system loses it."""
+    PLACES[place](tmp_path / name)
+    before = os.lstat(tmp_path / name)
+    with pytest.raises(UsageError, match="a directory|no regular file"):
+        write(tmp_path / "x", b"content")
+    assert os.lstat(tmp_path / name) == before and os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_nor_by_a_conversion(tmp_path, place):
+    PLACES[place](tmp_path / "x")
+    before = os.lstat(tmp_path / "x")
+    with pytest.raises(UsageError, match="a directory|no regular file"):
+        convert(GOLDEN / "llama-relu", tmp_path / "x", overwrite=True)
+    assert os.lstat(tmp_path / "x") == before and os.listdir(tmp_path) == ["x"]
 
 
 def test_the_name_is_given_after_the_content_is_on_the_disk(tmp_path, monkeypatch):

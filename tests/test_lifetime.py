@@ -169,7 +169,7 @@ if __name__ == "__main__":
         queue = context.Queue()
         process = context.Process(target=in_child, args=(queue,))
         process.start()
-        theirs = queue.get(timeout=patience(100))
+        theirs = queue.get(timeout={patience(100)})
         process.join()
     print(json.dumps([process.exitcode, mine, theirs]))
 """

@@ -19,7 +19,7 @@ import numpy as np
 
 from .._core import xxh64
 from ..codecs import CODECS, Encoder
-from ..durable import partial_path
+from ..durable import expect_replaceable, partial_path
 from ..errors import UsageError
 from ..units import align_up
 from .base import (
@@ -124,8 +124,7 @@ class ContainerWriter:
     # ------------------------------------------------------------------------------- opening
 
     def _check_target(self) -> None:
-        if self.path.is_dir():
-            raise UsageError(f"{self.path} is a directory")
+        expect_replaceable(self.path)
         if not self._overwrite and os.path.lexists(self.path):
             raise UsageError(f"{self.path} exists; pass overwrite=True to replace it")
 

@@ -243,7 +243,9 @@ class Stress:
             peak_rss=max(seen.peak_rss, report.get("peak_rss", 0)), peak_anon=seen.peak_anon,
             peak_mapped=seen.peak_mapped, n_samples=seen.n_samples,
             cgroup_peak=charges.peak_bytes if charges else None,
-            failcnt=flash.get("limit_hits"), oom_kills=charges.oom_kills if charges else None,
+            # Without a group of its own, whoever shares the child's group may have hit the limit.
+            failcnt=flash.get("limit_hits") if charges else None,
+            oom_kills=charges.oom_kills if charges else None,
             tokens_per_s=report.get("tokens_per_s"),
         )  # fmt: skip
 
