@@ -72,6 +72,7 @@ SETTINGS: dict[str, Setting] = {
         Setting("prefill_chunk", _count, 64, "prompt tokens that share a pass over the weights"),
         Setting("kv_type", str, "auto", "auto, f32 or f16"),
         Setting("policy", str, "lfu", "eviction policy of the bundle cache"),
+        Setting("look_ahead", _whole, 0, "experts to read before the next layer's router asks"),
         Setting("mode", str, "exact", "exact, or approx: decode with predicted neurons only"),
         Setting("recall", float, 0.99, "approx: share of the active neurons to be predicted"),
         Setting("density", float, None, "approx, models without exact zeros: share to compute"),

@@ -24,16 +24,19 @@ def small_frames(folder: Path, variant: str) -> Path:
 
 
 def opened(
-    path, monkeypatch, *, share: float = 1.0, store: dict | None = None,
+    path, monkeypatch, *, share: float = 1.0, whole: str = "none", store: dict | None = None,
     stage_bytes: int = 256 * KIB, **settings,
 ) -> LLM:  # fmt: skip
-    """An engine with `share` of every plane kept and, below 1, a ring of 4 small stages.  `store`:
-    more arguments of its WeightStore."""
+    """An engine with `share` of every plane kept and, below 1, a ring of 4 small stages.  `whole`:
+    planes whose names end so are kept whole.  `store`: more arguments of its WeightStore."""
     plan_budget = assembly.plan.plan_budget
 
     def forced(**arguments):
         plan = plan_budget(**arguments)
-        resident = {n.name: int(n.n_frames * share) for n in arguments["needs"]}
+        resident = {
+            n.name: int(n.n_frames * (1 if n.name.endswith(whole) else share))
+            for n in arguments["needs"]
+        }
         return dataclasses.replace(
             plan, resident=resident, ring_stages=4 if share < 1 else 0, stage_bytes=stage_bytes
         )

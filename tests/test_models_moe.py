@@ -16,8 +16,10 @@ from flashllm.container import open_container
 from flashllm.conversion.enlarge import inflate
 from flashllm.conversion.layout import items_per_expert_frame
 from flashllm.errors import CheckpointError, FormatError, UnsupportedError, UsageError
+from flashllm.models import look_ahead
 from flashllm.models.configs import config_from_dict, config_from_hf
 from flashllm.models.routing import route, sigmoid
+from flashllm.offload import WeightStore
 from flashllm.offload.demand import Demand
 from flashllm.units import KIB
 
@@ -160,6 +162,37 @@ def test_a_chunk_of_more_experts_than_slots_comes_in_waves(paths, resident, monk
     assert result.tokens == resident[name][1].tokens
 
 
+@pytest.mark.parametrize("name", ["raw", "int8", "zstd"])
+@pytest.mark.parametrize(("worth", "most"), [(True, 1), (True, 3), (False, 1)])
+def test_look_ahead_reads_early_and_changes_nothing(
+    paths, resident, monkeypatch, name, worth, most
+):
+    guess = lambda self, layer, experts: worth and len(experts) > 0  # noqa: E731
+    monkeypatch.setattr(look_ahead.LookAhead, "guess", guess)
+    asked, prefetch = set(), WeightStore.prefetch
+
+    def recorded(self, plane, ids, **how):
+        asked.add((plane, ids.size // 48))
+        prefetch(self, plane, ids, **how)
+
+    monkeypatch.setattr(WeightStore, "prefetch", recorded)
+    monkeypatch.setenv("FLASHLLM_LOOK_AHEAD", str(most))
+    logits, result = run(paths[name], monkeypatch, share=0.5, whole=".router")
+    np.testing.assert_array_equal(logits, resident[name][0])
+    assert result.tokens == resident[name][1].tokens
+    assert {plane for plane, _ in asked} == ({"layers.1.experts"} if worth else set())
+    assert {n for _, n in asked} <= set(range(1, most + 1))
+
+
+def test_a_layer_is_advised_while_its_guesses_come_true():
+    ahead, guess = look_ahead.LookAhead(3, 2), np.array([1, 2])
+    assert ahead.guess(1, guess)
+    for chosen, expected in [([1, 2, 7], True), ([5, 6], False), ([1, 2], True), ([5], False)]:
+        ahead.came(1, np.array(chosen))
+        assert ahead.guess(1, guess) == expected
+    assert not ahead.guess(2, guess[:0])
+
+
 def test_kernels_agree_with_the_reference(paths, resident, monkeypatch):
     reference = run(paths["raw"], monkeypatch, share=1.0, kernels="reference")[0]
     assert np.abs(reference - resident["raw"][0]).max() <= 1e-4
@@ -222,8 +255,6 @@ def test_a_chunk_asks_for_each_expert_once_and_leaves_the_cache_alone(paths, mon
 
 
 def test_an_expert_never_chosen_is_never_asked_for(tmp_path, monkeypatch):
-    from flashllm.offload import WeightStore
-
     path, variant, asked = tmp_path / "m.flash", GOLDEN / "qwen3-moe", set()
     convert(str(variant), str(path))
     acquire = WeightStore.acquire

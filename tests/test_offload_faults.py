@@ -17,7 +17,16 @@ from flashllm.offload.pick import Picker
 from flashllm.storage.base import Storage, Ticket
 from flashllm.storage.wrappers import FaultyStorage, SlowStorage
 
-from .offload_model import ORDER, SPARSE, Model, active, read_ids, read_scan, run_step
+from .offload_model import (
+    ORDER,
+    SPARSE,
+    Model,
+    active,
+    item_bytes,
+    read_ids,
+    read_scan,
+    run_step,
+)
 from .patience import patience
 
 
@@ -88,6 +97,32 @@ def test_a_failed_prefetch_is_dropped_and_counted(tmp_path):
     read_ids(model, store, "layers.1.ffn", ids)
     stats = store.end_step()
     assert stats.prefetch_dropped == 10 and stats.misses == 10
+    model.close()
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_units_that_advice_has_asked_for_come_second(tmp_path, fails):
+    """What is in memory, what is on its way, the rest; advice that fails only changes the order."""
+    fault, now, name = Fault(), [0.0], "layers.1.ffn"
+    slow = {"seconds_per_read": 0.01, "clock": lambda: now[0],
+            "sleep": lambda s: now.__setitem__(0, now[0] + s)}  # fmt: skip
+    model = Model(
+        tmp_path / "m.flash", wrap=lambda inner: FaultyStorage(SlowStorage(inner, **slow), fault)
+    )
+    store = model.store({name: 40}, mode="cached")
+    store.begin_step((name,), admit=True)
+    fault.arm(0 if fails else -1, "fail")
+    store.prefetch(name, np.arange(70, 80, dtype=np.int32), beside=np.arange(10, dtype=np.int32))
+    assert not store.absent(name, np.r_[0:10, 70:80]).any()
+    seen = []
+    for lease in store.acquire(name, np.r_[0:10, 50:60, 70:80].astype(np.int32), unit=10):
+        for item in lease.ids.tolist():
+            found = item_bytes(model.container.planes[name], lease.addresses, item)
+            assert found == model.truth[name][item].tobytes(), item
+        seen += lease.ids.tolist()
+    stats = store.end_step()
+    later = [*range(50, 60), *range(70, 80)] if fails else [*range(70, 80), *range(50, 60)]
+    assert seen == [*range(10), *later] and stats.prefetch_dropped == 10 * fails
     model.close()
 
 

@@ -207,6 +207,21 @@ def test_set_larger_than_the_segment_keeps_its_hits(raw_model):
             assert (stats.hits, stats.misses) == (40, 20)
 
 
+def test_what_is_held_can_be_seen_beside_an_iterator(raw_model):
+    store = raw_model.store({"layers.0.qkv": 15, "head": 25, "layers.1.ffn": 90}, mode="cached")
+    plane, truth = raw_model.container.planes["layers.0.qkv"], raw_model.truth["layers.0.qkv"]
+    store.begin_step(ORDER, admit=True)
+    leases = store.acquire("layers.1.ffn", np.arange(5, dtype=np.int32))
+    next(leases)
+    held = store.held("layers.0.qkv")
+    assert (held.start, held.stop) == (0, plane.n_items)
+    assert item_bytes(plane, held.addresses, 149) == truth[149].tobytes()
+    assert next(leases, None) is None  # it went on to its end, and was not closed
+    for name in ("head", "layers.1.ffn", "no such plane"):  # in part, sparse
+        assert store.held(name) is None
+    store.end_step()
+
+
 def test_prompt_steps_do_not_touch_the_cache(raw_model):
     store = raw_model.store({"layers.1.ffn": 20}, mode="cached")
     rng = np.random.default_rng(2)

@@ -19,6 +19,8 @@ from ..kernels import choose_kernels
 from ..models.approximate import Approximation
 from ..models.configs import config_from_dict
 from ..models.families import MODELS
+from ..models.look_ahead import LookAhead
+from ..models.moe import MoEModel
 from ..offload import WeightStore
 from ..planning import Plan, ring_reserve
 from ..predictors import Predictor
@@ -107,6 +109,8 @@ def open_parts(
         model.approximation = Approximation(
             predicted.load(), predicted.thresholds, audit_every=wishes.audit
         )
+    if wishes.look_ahead and isinstance(model, MoEModel):
+        model.look_ahead = LookAhead(config.n_layers, wishes.look_ahead)
     dtype = kv_dtype(wishes, container)
     state = model.new_state(plan.n_context, dtype)
     return Parts(

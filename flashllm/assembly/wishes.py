@@ -30,6 +30,7 @@ class Wishes:
     prefill_chunk: int
     kv_type: str
     policy: str
+    look_ahead: int
     mode: str
     recall: float
     density: float | None
@@ -48,8 +49,9 @@ class Wishes:
                 raise UsageError(f"{name} must be a whole number from 1, not {values[name]!r}")
         if values["mode"] not in MODES:
             raise UnknownNameError("mode", values["mode"], list(MODES))
-        if not isinstance(values["audit"], int) or values["audit"] < 0:
-            raise UsageError(f"audit must be a whole number from 0, not {values['audit']!r}")
+        for name in ("audit", "look_ahead"):
+            if not isinstance(values[name], int) or values[name] < 0:
+                raise UsageError(f"{name} must be a whole number from 0, not {values[name]!r}")
         if values["kv_type"] not in ("auto", *KV_TYPES):
             raise UsageError(f"kv_type must be auto, f32 or f16, not {values['kv_type']!r}")
         values["speculate"] = Drafts.of(values["speculate"])

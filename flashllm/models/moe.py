@@ -17,20 +17,26 @@ import numpy as np
 from ..kernels.base import ATTENTION, FFN, PREDICT
 from .decoder import n_above_zero
 from .llama import LlamaModel
+from .look_ahead import LookAhead
 from .routing import route, sigmoid
 from .scratch import own_pages
 
 
 class MoEModel(LlamaModel):
+    look_ahead: LookAhead | None = None  # or what reads the next layer's experts early
+
     def __init__(self, config, *given, **named):
         super().__init__(config, *given, **named)
         # Of a single token: what each of its experts adds, before it is weighted.
         self._sums_of_one = own_pages((config.n_chosen, config.hidden_size), np.float32)
+        self._guesses = own_pages((1, config.n_experts + 1), np.float32)
+        self._seen_early = self.kernels.activations(1, config.hidden_size)
 
     @classmethod
     def chunk_bytes(cls, config, n: int, kernels, embed_stride: int) -> int:
-        sums = 4 * config.n_chosen * config.hidden_size
-        return super().chunk_bytes(config, n, kernels, embed_stride) + sums
+        own = 4 * (config.n_chosen * config.hidden_size + config.n_experts + 1)
+        own += kernels.activation_bytes(1, config.hidden_size)
+        return super().chunk_bytes(config, n, kernels, embed_stride) + own
 
     @classmethod
     def scratch_widths(cls, config) -> dict[str, int]:
@@ -113,9 +119,14 @@ class MoEModel(LlamaModel):
         self._count_experts(layer, ids.size, ids.size)
         self.kernels.prepare(self.activations, x, views["gate"])
         pieces = views["gate"], views["up"], views["down"]
-        sums = self._sums_of_one
+        sums, ahead = self._sums_of_one, self.look_ahead
         sums.fill(0.0)
+        if ahead is not None:
+            ahead.came(layer, chosen)
         for lease in self.store.acquire(plane, ids, unit=n_each):
+            if ahead is not None:  # this layer's reads are under way: the next one's may follow
+                self._look_ahead(layer + 1, x, ahead)
+                ahead = None
             for part in self._by_expert(lease.ids):
                 first = int(part[0])
                 k = int(np.searchsorted(chosen, first // n_each))
@@ -124,6 +135,24 @@ class MoEModel(LlamaModel):
         sums *= weights[:, None]
         for row in sums:
             out += row
+
+    def _look_ahead(self, layer: int, x: np.ndarray, ahead: LookAhead) -> None:
+        """Advice for `layer`, as if its input were `x`, where knowing it costs no read."""
+        router, plane = self.store.held(f"layers.{layer}.router"), f"layers.{layer}.experts"
+        if router is None or f"layers.{layer}.neurons" in self.planes:
+            return
+        view, n = self.views[f"layers.{layer}.router"]["row"], router.stop
+        scores = self._guesses[:, :n]
+        self.kernels.prepare(self._seen_early, x, view)
+        self.kernels.dot_range(self._seen_early, router.addresses, view, 0, n, scores)
+        scores = scores[:, : self.config.n_experts]
+        chosen = self.route(scores)[0][0]
+        likeliest = chosen[np.argsort(-scores[0, chosen], kind="stable")]
+        first = likeliest * np.int32(self.config.expert_size)
+        absent = likeliest[self.store.absent(plane, first)][: ahead.most]
+        if ahead.guess(layer, absent):
+            wanted, beside = self._neurons_of(np.sort(absent)), self._neurons_of(chosen)
+            self.store.prefetch(plane, wanted, beside=beside)
 
     def _summed(self, leases, chosen, weights, out) -> Iterator[tuple]:
         """(expert, its tokens, addresses, neurons, sums) of leases over whole experts, ascending.

@@ -62,12 +62,13 @@ class Demand:
         waves = self._waves(source, extents, targets)
         n_started = 0
         try:
-            for w, (start, stop) in enumerate(waves):
-                while n_started < min(w + 2, len(waves)):
+            for w, (start, stop) in enumerate([(0, 0), *waves]):
+                while n_started < min(max(w, 1) + 1, len(waves)):
                     fetches.append(self._start(source, extents, targets, waves, n_started))
                     n_started += 1
                 if w == 0:
                     yield 0, 0
+                    continue
                 base, fetch = fetches[0]
                 n = stop - start
                 n_returns = min(RETURNS_PER_WAVE, n, 1 + fetch.extents.n_bytes // RETURN_BYTES)

@@ -1,14 +1,13 @@
 """Picking: bundles of a sparse plane from its slots, misses read into victims' slots or through.
 
-Also what shares this machinery: filling a resident prefix, gathering rows, prefetching.  All hits
-of a request are pinned before anything is evicted, and stay so until the request ends; misses that
-find no slot pass through the transient area.  So a set larger than the segment costs reads and
-never loses what was there ("below one token's working set LRU hits exactly 0 %").
+Also what shares this machinery: filling a resident prefix, gathering rows.  All hits of a request
+are pinned before anything is evicted, and stay so until the request ends; misses that find no slot
+pass through the transient area.  So a set larger than the segment costs reads and never loses what
+was there ("below one token's working set LRU hits exactly 0 %").
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -16,25 +15,20 @@ import numpy as np
 
 from ..cache.arena import Arena
 from ..cache.policies.base import lowest
-from ..errors import ChecksumError, FlashReadError
-from ..units import MIB
+from .advice import MAX_EXTENT, NO_SLOTS, Adviser, distinct
 from .demand import Demand
 from .fetch import Fetcher
-from .planner import Curve, Extents, Paces, SweepPlan, pick_seconds, sweep_seconds
-from .state import PlaneState, Prefetch
-from .stats import StepStats
-
-MAX_EXTENT = MIB
-_NO_SLOTS = np.empty(0, dtype=np.int32)
+from .planner import Curve, Paces, SweepPlan, pick_seconds, sweep_seconds
+from .state import PlaneState
 
 
-class Picker:
+class Picker(Adviser):
     """Reads into and around segments; the store owns the steps, the clock and the leases."""
 
     def __init__(self, fetcher: Fetcher, demand: Demand, curve: Curve):
-        self._fetcher, self._demand, self._curve = fetcher, demand, curve
+        super().__init__(fetcher, demand)
+        self._curve = curve
         self.paces = Paces()
-        self.stats = StepStats()  # the store puts each step's here
 
     # ------------------------------------------------------------------------------------- pick
 
@@ -45,28 +39,28 @@ class Picker:
         first, which may be empty, when all reads that have room are under way.
 
         Items ascend.  Where `ids` are whole units of so many items (experts), only those of a unit
-        do, and units that are in memory come first, to be used while the others are read.
+        do: units that are in memory come first, to be used while the others are read, then those
+        that advice has asked for.
         Without `admit` nothing is evicted or remembered; misses take free slots or pass through.
         """
         segment = state.segment
-        self.settle(state, clock)
-        ids, n_ready = _ready_first(state, ids, unit)
+        self.settle(state, clock, wait=not unit)
+        ids, n_ready, n_coming = _ready_first(state, ids, unit)
         frame_of = ids if state.source.per_frame == 1 else ids // state.source.per_frame
-        frames = _distinct(frame_of)
+        frames = distinct(frame_of)
         self.count_wanted(state, frame_of, segment.frame_slot[frame_of] < 0)
         slots = segment.frame_slot[frames]
-        hit = slots >= 0
-        hits, missing = slots[hit], frames[~hit]
+        hits, missing = slots[segment.addresses[frames] != 0], frames[slots < 0]
         recency = state.last_use[missing]
         if admit:
             self.note_wanted(state, np.sort(frames) if unit else frames, clock)
-        placed = _NO_SLOTS
+        placed, lost = NO_SLOTS, False
         segment.pin(hits)
         try:
             state.prefetched[hits] = False
             if admit:
                 state.policy.observe(hits, clock)
-            if not len(missing):
+            if not len(missing) and not n_coming:
                 yield ids
                 return
             if admit:
@@ -82,13 +76,26 @@ class Picker:
             waited, at = self.stats.wait_ns, 0
             with closing(self._demand.bring(state.source, extents, targets)) as arriving:
                 for a, b in arriving:
+                    if b == 0 and n_coming:
+                        yield ids[:n_ready]
+                        at = n_ready + n_coming
+                        lost = not self.settle(state, clock)
+                        if lost:
+                            break
+                        coming = segment.frame_slot[distinct(frame_of[n_ready:at])]
+                        segment.pin(coming)
+                        hits = np.concatenate((hits, coming))
+                        state.prefetched[coming] = False
+                        yield ids[n_ready:at]
+                        continue
                     slots = segment.frame_slot[missing[a:b]]
                     in_slot = slots >= 0
                     segment.publish(slots[in_slot])
                     segment.lend(missing[a:b][~in_slot], targets[a:b][~in_slot])
                     stop = len(ids)
                     if b < len(missing):
-                        stop = n_ready + int(np.searchsorted(frame_of[n_ready:], missing[b]))
+                        rest = n_ready + n_coming
+                        stop = rest + int(np.searchsorted(frame_of[rest:], missing[b]))
                     yield ids[at:stop]
                     at = stop
                     segment.take_back()
@@ -102,11 +109,8 @@ class Picker:
             segment.take_back()
             segment.unpin(hits)
             self._end_placed(state, placed)
-
-    def extents(self, state: PlaneState, frames: np.ndarray) -> Extents:
-        return self._demand.extents(
-            state.source, frames, max_gap=state.max_gap, max_extent=MAX_EXTENT
-        )
+        if lost:  # what was advised could not be read: it is asked for again, and then it counts
+            yield from self.pick(state, np.sort(ids[n_ready:]), clock, admit, unit)
 
     def count_wanted(self, state: PlaneState, frame_of: np.ndarray, missing: np.ndarray) -> None:
         """Hits and misses, and the share of the bytes to be read that is asked for."""
@@ -118,7 +122,7 @@ class Picker:
             self.stats.bytes_useful += int(lengths.sum()) // state.source.per_frame
 
     def note_wanted(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
-        state.note_wanted(_distinct(frames), clock, self._curve, self.paces, self.extents)
+        state.note_wanted(distinct(frames), clock, self._curve, self.paces, self.extents)
 
     def note_swept(self, sweep: SweepPlan, waited_ns: int) -> None:
         """The sweep of a sparse plane was waited for so long."""
@@ -201,82 +205,22 @@ class Picker:
                 for k in range(a, b):
                     copy(int(absent[k]), int(targets[k]))
 
-    # --------------------------------------------------------------------------------- prefetch
 
-    def prefetch(self, state: PlaneState, ids: np.ndarray, clock: int) -> None:
-        """Start reading absent frames of `ids` into slots; see WeightStore.prefetch."""
-        segment, source = state.segment, state.source
-        self.settle(state, clock, wait=False)
-        frames = _distinct(ids // source.per_frame)
-        missing = frames[segment.frame_slot[frames] < 0]
-        if state.prefetch is not None or source.coded:
-            # One advice at a time; coded frames would need a raw area of their own meanwhile.
-            self.stats.prefetch_dropped += len(missing)
-            return
-        # Advice never takes more than half of the slots: the other half has proved its use.
-        n = min(len(missing), segment.n_slots // 2)
-        self.stats.prefetch_unused_bytes += state.make_room(n)
-        n = min(n, segment.n_free)
-        self.stats.prefetch_dropped += len(missing) - n
-        if n == 0:
-            return
-        missing = missing[:n]
-        placed = segment.place(missing)
-        state.residency_changed()
-        try:
-            extents = self.extents(state, missing)
-            fetch = self._fetcher.start(source, extents, targets=segment.slot_address[placed])
-        except BaseException:
-            segment.abandon(placed)
-            raise
-        _, lengths = source.places(missing)
-        state.prefetch = Prefetch(fetch, placed, lengths)
-        self.stats.prefetch_bytes += extents.n_bytes
-        self.stats.prefetch_reads += len(extents)
-
-    def settle(self, state: PlaneState, clock: int, *, wait: bool = True) -> None:
-        """Take in what a prefetch has brought; a failed one is dropped and counted, since the
-        same frames will be asked for properly if they are needed."""
-        pending = state.prefetch
-        if pending is None:
-            return
-        fetch = pending.fetch
-        if not wait and fetch.done() < len(fetch.extents):
-            return
-        start = time.perf_counter_ns()
-        try:
-            fetch.wait()
-        except (FlashReadError, ChecksumError):
-            self.stats.prefetch_dropped += len(pending.slots)
-            self.drop_prefetch(state)
-            return
-        finally:
-            self.stats.wait_ns += time.perf_counter_ns() - start
-        fetch.close()
-        segment = state.segment
-        segment.publish(pending.slots)
-        segment.unpin(pending.slots)
-        state.prefetched[pending.slots] = True
-        state.policy.admit(pending.slots, segment.slot_frame[pending.slots], clock)
-        state.prefetch = None
-
-    def drop_prefetch(self, state: PlaneState) -> None:
-        """Wait for a prefetch's reads and forget what they brought."""
-        pending = state.prefetch
-        if pending is not None:
-            pending.fetch.close()
-            state.segment.abandon(pending.slots)
-            state.residency_changed()
-            state.prefetch = None
-
-
-def _ready_first(state: PlaneState, ids: np.ndarray, unit: int) -> tuple[np.ndarray, int]:
-    """`ids` with the units that are in memory before the others, and how many items those have."""
+def _ready_first(
+    state: PlaneState, ids: np.ndarray, unit: int
+) -> tuple[np.ndarray, int, int]:
+    """`ids` with the units that are in memory first, then those on their way there by advice, then
+    the others; and how many items the first two have."""
     if not unit:
-        return ids, 0
-    units = ids.reshape(-1, unit)
-    ready = (state.segment.addresses[units // state.source.per_frame] != 0).all(axis=1)
-    return np.concatenate((units[ready], units[~ready])).ravel(), unit * int(ready.sum())
+        return ids, 0, 0
+    segment, units = state.segment, ids.reshape(-1, unit)
+    frames = units // state.source.per_frame
+    ready = (segment.addresses[frames] != 0).all(axis=1)
+    if state.prefetch is None:
+        return np.concatenate((units[ready], units[~ready])).ravel(), unit * int(ready.sum()), 0
+    coming = (segment.frame_slot[frames] >= 0).all(axis=1) & ~ready
+    parts = units[ready], units[coming], units[~(ready | coming)]
+    return np.concatenate(parts).ravel(), parts[0].size, parts[1].size
 
 
 def most_recent(last_use: np.ndarray, n: int) -> np.ndarray:
@@ -284,13 +228,3 @@ def most_recent(last_use: np.ndarray, n: int) -> np.ndarray:
     if n >= len(last_use):
         return np.arange(len(last_use))
     return lowest(-last_use, n, np.zeros(len(last_use), dtype=bool))
-
-
-def _distinct(frames: np.ndarray) -> np.ndarray:
-    """The distinct values of an ascending int32 array."""
-    if len(frames) < 2:
-        return frames
-    keep = np.empty(len(frames), dtype=bool)
-    keep[0] = True
-    np.not_equal(frames[1:], frames[:-1], out=keep[1:])
-    return frames[keep]

@@ -301,15 +301,29 @@ class WeightStore:
             raise UsageError(f"plane {plane} has items 0 to {state.source.n_items - 1}")
         self._picker.gather(state, ids, out, self._arena)
 
-    def prefetch(self, plane: str, ids: np.ndarray) -> None:
+    def prefetch(self, plane: str, ids: np.ndarray, *, beside: np.ndarray | None = None) -> None:
         """Advice that `acquire` may soon ask for these items (int32, ascending).
 
-        Never evicts what is pinned, never waits, may do nothing; see StepStats.prefetch_….
+        Never evicts what is pinned or is `beside` it (items, ascending), never waits, may do
+        nothing; see StepStats.prefetch_….
         """
         self._alive()
         state = self._state(plane)
         if self._picked_now(state):
-            self._picker.prefetch(state, ids, self._clock)
+            self._picker.prefetch(state, ids, self._clock, beside)
+
+    def absent(self, plane: str, ids: np.ndarray) -> np.ndarray:
+        """bool[n]: which of these items of a sparse plane are neither in memory nor being read."""
+        state = self._state(plane)
+        return state.segment.frame_slot[ids // state.source.per_frame] < 0
+
+    def held(self, plane: str) -> Lease | None:
+        """A lease over a dense plane that is in memory as a whole, beside any iterator, until the
+        step ends; None where looking at it would cost a read, or there is no such plane."""
+        state = self._states.get(plane)
+        if state is None or state.sparse or len(state.sweep()):
+            return None
+        return Lease(0, state.source.n_items, state.segment.addresses)
 
     def _opened(self, leases: Iterator[Lease]) -> Iterator[Lease]:
         self._alive()
