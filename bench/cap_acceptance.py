@@ -94,7 +94,7 @@ def main() -> int:
                 "charges": run["charges"],
                 "flash": flash, "n_tokens": len(run["result"].get("tokens", [])),
                 "distinct_tokens": len(set(expected)),
-                "page_cache_pages_after": run["pages_after"],
+                "page_cache_bytes_after": run["cached_bytes_after"],
                 "tokens_per_s": run["result"].get("timings", {}).get("predicted_per_second"),
             })  # fmt: skip
             print(line(rows[-1]), flush=True)

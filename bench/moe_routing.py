@@ -8,6 +8,9 @@ For containers made of random_olmoe.py's checkpoints, where the half of the voca
 comes from decides which of both.  A round runs every cell once: a fresh process in a memory group
 of exactly the cap, cold, greedy.  `--cells 50%:ours,ours+policy=lfu,llama.cpp-128k`: ours, ours
 with a setting, a peer of peers/ on a file made from the container's weights (`prepare`, once).
+Such a model's layers add little to the residual, so that look-ahead by the next router is nearly
+always right; `ours+look_ahead=1+blunt=1.0` adds noise of that deviation to what the guess sees.
+Every cell is written down when it has run; a round that was cut off counts as far as it got.
 
 A cell of ours says how routing really was (which share of a token's experts was among those of the
 token before, of the 4 and of the 8 before it), which bytes and reads a token missed, and the flash
@@ -23,11 +26,13 @@ import json
 import os
 import statistics
 import sys
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import peers
+from cards import write_card
 from confined import run_confined
 from peers.base import Job
 
@@ -41,9 +46,11 @@ from flashllm.units import MIB, parse_size
 HALVES = ("chance", "recurring")
 LAGS = (1, 4, 8)
 CELLS = ["100%:ours", "50%:ours,llama.cpp-128k", "25%:ours,llama.cpp-128k"]
-PROBE_S = 1.0
+PROBE_S = 0.7
+N_CONTEXT = 256  # as peers get for so few tokens
 CHILD = """
 import json, sys
+import numpy as np
 import flashllm.models.moe as moe
 from flashllm import LLM
 picks, plain = [], moe.route
@@ -53,13 +60,25 @@ def route(scores, n_chosen, **options):
     return chosen, weights
 moe.route = route
 model, budget, prompt, tokens = sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-with LLM(model, ram_budget=budget, storage="direct") as llm:
+rng, blunt = np.random.default_rng(2), float(sys.argv[6])
+guesses, guess, came = [0, 0], moe.LookAhead.guess, moe.LookAhead.came
+def guessed(self, layer, x, ahead, plain=moe.MoEModel._look_ahead):
+    before = len(picks)
+    plain(self, layer, x + blunt * rng.standard_normal(x.shape, np.float32), ahead)
+    del picks[before:]  # it routes, too
+def counted(self, layer, experts):
+    found = np.isin(self._guessed.get(layer, ()), experts)
+    guesses[0] += int(found.sum())
+    guesses[1] += found.size
+    came(self, layer, experts)
+moe.MoEModel._look_ahead, moe.LookAhead.came = guessed, counted
+with LLM(model, ram_budget=budget, storage="direct", n_context=int(sys.argv[5])) as llm:
     ids = [int(word) for word in prompt.split(",")]
     result = llm.generate(ids, max_tokens=tokens, temperature=0.0, ignore_eos=True)
     ahead = llm.store.statistics()
 print(json.dumps({"picks": picks, "tokens": result.tokens, "timings": result.timings,
-                  "flash": result.flash, "ahead": [ahead.prefetch_bytes, ahead.prefetch_reads,
-                  ahead.prefetch_unused_bytes]}))
+                  "flash": result.flash, "guesses": guesses, "ahead": [ahead.prefetch_bytes,
+                  ahead.prefetch_reads, ahead.prefetch_unused_bytes]}))
 """
 
 
@@ -86,11 +105,12 @@ def recurring(picks: list[list[list[int]]], n_layers: int) -> dict[int, float]:
 
 
 def ours(model: Path, job: Job, setting: str) -> dict:
-    """One run of ours; `setting`: "name=value", "name" for a flag, or nothing."""
-    name, _, value = setting.partition("=")
-    env = {**os.environ, **({SETTINGS[name].variable: value or "1"} if name else {})}
+    """One run of ours; `setting`: "name=value", several with + between, or nothing."""
+    wanted = dict(one.split("=") for one in setting.split("+") if one)
+    blunt = wanted.pop("blunt", "0")
+    env = {**os.environ, **{SETTINGS[name].variable: value for name, value in wanted.items()}}
     command = [sys.executable, "-c", CHILD, str(model), str(job.cap),
-               ",".join(map(str, job.prompt)), str(job.tokens)]  # fmt: skip
+               ",".join(map(str, job.prompt)), str(job.tokens), str(N_CONTEXT), blunt]  # fmt: skip
     curves = [probe_device(model, "direct", seconds=PROBE_S)]
     done = run_confined(
         command, group_bytes=job.cap, files=[model], timeout_s=job.timeout_s, env=env
@@ -113,7 +133,8 @@ def ours(model: Path, job: Job, setting: str) -> dict:
         "recurring": recurring(seen["picks"], n_layers),
         "decode_bytes_per_token": n_bytes, "reads_per_token": reads,
         "ahead_bytes_per_token": ahead, "ahead_unused_bytes_per_token": unused,
-        "hit_rate": flash["hit_rate"], "limit_hits": flash["limit_hits"],
+        "guesses": seen["guesses"], "hit_rate": flash["hit_rate"],
+        "limit_hits": flash["limit_hits"],
         "floor_ms": 1e3 * curve.seconds(reads, n_bytes / reads) if reads else 0.0,
         "device_bytes_per_s": curve.bytes_per_s(n_bytes / reads) if reads else None,
         "curve": asdict(curve), "dram_floor_ms": flash["floor_ms"].get("dram"),
@@ -149,6 +170,10 @@ def prepared(args: argparse.Namespace) -> dict[str, tuple]:
 def one_round(args: argparse.Namespace) -> None:
     size, rows, others = args.model.stat().st_size, [], prepared(args)
     halves = prompts(args.model, args.prompt)
+    runs = json.loads(args.runs.read_text()) if args.runs.exists() else {"rounds": []}
+    runs |= {"model": args.model.name, "bytes": size, "note": args.note,
+             "n_prompt": args.prompt, "n_tokens": args.tokens}  # fmt: skip
+    runs["rounds"].append(rows)
     for half, text, who in cells(args):
         cap = parse_size(text, whole_bytes=size)
         name, _, setting = who.partition("+")
@@ -162,26 +187,24 @@ def one_round(args: argparse.Namespace) -> None:
             if file is not None:
                 seen = peers.measure(peer, file, job) | {"peer": peer.name}
         rows.append({"routing": half, "cap": text, "who": who, "cap_bytes": cap, **seen})
+        args.runs.write_text(json.dumps(runs))
         print(half, text, who, seen.get("tokens_per_s", seen.get("why")), flush=True)
-    runs = json.loads(args.runs.read_text()) if args.runs.exists() else {"rounds": []}
-    runs |= {"model": args.model.name, "bytes": size, "note": args.note,
-             "n_prompt": args.prompt, "n_tokens": args.tokens}  # fmt: skip
-    runs["rounds"].append(rows)
-    args.runs.write_text(json.dumps(runs))
 
 
 HEAD = (
     "routing", "cap", "who", "tok/s (all rounds)", "ours / it", "picks recurring 1 / 4 / 8",
     "MiB/token", "reads/token", "hits", "flash floor ms", "share of floor", "wait ms", "peak MiB",
-    "limit hits", "tokens",
+    "limit hits", "tokens", "guesses right",
 )  # fmt: skip
 
 
 def table(runs: dict) -> str:
+    every = [row for rows in runs["rounds"] for row in rows]
+    n_rounds = max(Counter(map(key_of, every)).values())
     lines = [
         f"# {runs['model']}", "",
         f"{runs['note']}  {runs['bytes'] / MIB:.0f} MiB; prompt of {runs['n_prompt']}, "
-        f"{runs['n_tokens']} tokens decoded greedily; {len(runs['rounds'])} rounds interleaved.  "
+        f"{runs['n_tokens']} tokens decoded greedily; {n_rounds} rounds interleaved.  "
         "`bench/moe_routing.py`: a process per cell in a memory cgroup of exactly the cap, cold.  "
         "Floor: the reads that occurred at the best cost probed around that run; share: floor over "
         "the token's time; `ours / it`: in the same round; medians.  Tokens of ours are compared "
@@ -189,12 +212,13 @@ def table(runs: dict) -> str:
         "", "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD),
     ]  # fmt: skip
     first: dict[str, list[int]] = {}
-    for key in dict.fromkeys((r["routing"], r["cap"], r["who"]) for r in runs["rounds"][0]):
+    for key in sorted_keys(every):
         found = [row_of(rows, key) for rows in runs["rounds"]]
         ran = [row for row in found if row and row["state"] == "ran"]
         if not ran:
             why = next((row.get("why", "") for row in found if row), "")
-            lines.append("| " + " | ".join([*key, found[0]["state"], why]) + " |")
+            state = next(row["state"] for row in found if row)
+            lines.append("| " + " | ".join([*key, state, why]) + " |")
             continue
         own = key[2].startswith("ours")
         base = [row_of(rows, (*key[:2], "ours")) for rows in runs["rounds"]]
@@ -219,15 +243,32 @@ def table(runs: dict) -> str:
                 f"{statistics.median(row['per_token_ms']['wait'] for row in ran):.0f}", peak,
                 str(sum(row["limit_hits"] or 0 for row in ran)),
                 "same" if all(row["tokens"] == expected for row in ran) else "DIFFER",
+                right_share(ran),
             ]  # fmt: skip
         else:
-            line += ["", mib, "", "", "", "", "", peak, str(ran[0]["charges"]["failcnt"]), ""]
+            line += ["", mib, "", "", "", "", "", peak, str(ran[0]["charges"]["failcnt"]), "", ""]
         lines.append("| " + " | ".join(line) + " |")
     return "\n".join(lines) + "\n"
 
 
+def sorted_keys(rows: list[dict]) -> list[tuple[str, str, str]]:
+    """(routing, cap, who) of all rows: as they came, routings and caps together."""
+    keys = list(dict.fromkeys(map(key_of, rows)))
+    caps = list(dict.fromkeys(cap for _, cap, _ in keys))
+    return sorted(keys, key=lambda key: (HALVES.index(key[0]), caps.index(key[1])))
+
+
+def right_share(rows: list[dict]) -> str:
+    right, of = (sum(row["guesses"][i] for row in rows) for i in (0, 1))
+    return f"{100 * right / of:.0f} %" if of else ""
+
+
 def row_of(rows: list[dict], key: tuple[str, str, str]) -> dict | None:
-    return next((r for r in rows if (r["routing"], r["cap"], r["who"]) == key), None)
+    return next((row for row in rows if key_of(row) == key), None)
+
+
+def key_of(row: dict) -> tuple[str, str, str]:
+    return row["routing"], row["cap"], row["who"]
 
 
 def middle(rows: list[dict], name: str) -> float:
@@ -260,8 +301,7 @@ def main() -> None:
         one_round(args)
     else:
         runs = [json.loads(file.read_text()) for file in args.runs]
-        args.out.with_suffix(".json").write_text(json.dumps({"models": runs}))
-        args.out.with_suffix(".md").write_text("\n".join(map(table, runs)))
+        write_card(args.out, {"models": runs}, "\n".join(map(table, runs)))
         print(args.out.with_suffix(".md").read_text())
 
 

@@ -52,6 +52,14 @@ def experts(args: argparse.Namespace) -> dict[str, Any]:
 # What a config of each family says beyond `common`, in the checkpoints' own keys.
 FAMILIES = {
     "llama": lambda args: {"model_type": "llama", "architectures": ["LlamaForCausalLM"]},
+    "mistral": lambda args: {"model_type": "mistral", "sliding_window": 512},
+    "qwen2": lambda args: {"model_type": "qwen2"},
+    "qwen3": lambda args: {"model_type": "qwen3", "head_dim": HEAD_DIM},
+    "gpt2": lambda args: {
+        "model_type": "gpt2", "n_embd": args.hidden, "n_layer": args.layers, "n_positions": 2048,
+        "n_head": args.hidden // HEAD_DIM, "n_inner": args.intermediate,
+        "activation_function": args.activation,
+    },
     "opt": lambda args: {
         "model_type": "opt", "ffn_dim": args.intermediate, "activation_function": args.activation,
     },
@@ -64,6 +72,9 @@ FAMILIES = {
     "gemma2": lambda args: {
         "model_type": "gemma2", "head_dim": HEAD_DIM, "query_pre_attn_scalar": HEAD_DIM,
         "hidden_activation": args.activation, "sliding_window": 512,
+    },
+    "gemma": lambda args: {
+        "model_type": "gemma", "head_dim": HEAD_DIM, "hidden_activation": args.activation,
     },
     "granite": lambda args: {
         "model_type": "granite", "attention_multiplier": HEAD_DIM**-0.5, "logits_scaling": 8.0,

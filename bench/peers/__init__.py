@@ -25,6 +25,10 @@ PEERS = {
     "naive": lambda args: Ours("flashllm, naive mode", pin=False),
     "llama.cpp": lambda args: LlamaCpp(args.llama_cpp_python),
     "llama.cpp-128k": lambda args: LlamaCpp(args.llama_cpp_python, read_ahead_kib=128),
+    "llama.cpp-mapped": lambda args: LlamaCpp(args.llama_cpp_python, repack=False),
+    "llama.cpp-mapped-128k": lambda args: LlamaCpp(
+        args.llama_cpp_python, read_ahead_kib=128, repack=False
+    ),
     "llama.cpp-no-mmap": lambda args: LlamaCpp(args.llama_cpp_python, mmap=False),
     "llama-bench": lambda args: LlamaBench(
         "llama.cpp's llama-bench", args.llama_bench, args.llama_cpp_python

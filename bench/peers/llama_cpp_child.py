@@ -24,6 +24,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, required=True)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--no-mmap", action="store_true")
+    parser.add_argument("--no-repack", action="store_true")
     parser.add_argument("--logits", help="write the prompt's last logits here (float32)")
     args = parser.parse_args()
     prompt = [int(word) for word in args.prompt.split(",")]
@@ -35,6 +36,8 @@ def main() -> None:
         wanted.load_mode = not args.no_mmap and llama_cpp.LLAMA_LOAD_MODE_MMAP
     else:  # older versions
         wanted.use_mmap = not args.no_mmap
+    if args.no_repack:
+        wanted.use_extra_bufts = False
     model = llama_cpp.llama_model_load_from_file(args.model.encode(), wanted)
     if not model:
         raise SystemExit(f"{args.model}: llama.cpp cannot load it")

@@ -30,9 +30,15 @@ class _GGUFPeer(Peer):
 class LlamaCpp(_GGUFPeer):
     """Through llama-cpp-python's low-level API, in an environment of its own."""
 
-    def __init__(self, python: str | None, *, read_ahead_kib: int | None = None, mmap: bool = True):
+    def __init__(
+        self, python: str | None, *, read_ahead_kib: int | None = None, mmap: bool = True,
+        repack: bool = True,
+    ):  # fmt: skip
         self.python, self.read_ahead_kib, self._mmap = python, read_ahead_kib, mmap
+        self._repack = repack
         self.name = "llama.cpp" if mmap else "llama.cpp, no mmap"
+        if not repack:  # weights stay in the mapping: no second copy for the processor's liking
+            self.name += ", not repacked"
         if read_ahead_kib is not None:
             self.name += f", read-ahead {read_ahead_kib} KiB"
 
@@ -43,7 +49,7 @@ class LlamaCpp(_GGUFPeer):
         return [
             str(self.python), CHILD, str(file), "--prompt", ",".join(map(str, job.prompt)),
             "--tokens", str(job.tokens), "--threads", str(job.threads),
-            *([] if self._mmap else ["--no-mmap"]),
+            *([] if self._mmap else ["--no-mmap"]), *([] if self._repack else ["--no-repack"]),
         ]  # fmt: skip
 
 
