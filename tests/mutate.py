@@ -136,8 +136,8 @@ BREAKS = {
         ("test_models_moe.py",),
     ),
     "believe a prefetch that failed": Break(
-        "flashllm/offload/pick.py",
-        "            self.drop_prefetch(state)\n            return\n        finally:",
+        "flashllm/offload/advice.py",
+        "            self.drop_prefetch(state)\n            return False\n        finally:",
         "        finally:", ("test_offload_faults.py", "test_offload_store.py"),
     ),
     "no limit where there are no groups": Break(
