@@ -156,7 +156,8 @@ def main() -> int:
 
 def write(args: argparse.Namespace, cap: int, runs: dict, about: dict) -> None:
     card = {
-        "command": " ".join(sys.argv), "flashllm": __version__, "apart": args.apart,
+        "command": " ".join(Path(word).name if "/" in word else word for word in sys.argv),
+        "flashllm": __version__, "apart": args.apart,
         "cap": args.cap,
         "cap_bytes": cap, "tokens": args.tokens, "recall": args.recall,
         "machine": about, "runs": runs,
