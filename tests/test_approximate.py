@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from flashllm import LLM
+from flashllm import LLM, assembly
 from flashllm.calibration.density import LOWEST, N_BINS, PER_OCTAVE, calibrate, threshold
 from flashllm.calibration.fit_writer import FitWriter
 from flashllm.calibration.sections import low_rank_section
@@ -29,11 +29,13 @@ from flashllm.errors import (
 from flashllm.evaluation import negative_log_likelihood
 from flashllm.kernels import choose_kernels
 from flashllm.kernels.base import PieceView, weight_code
+from flashllm.offload.planner import Pace
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
 from flashllm.predictors.fit import fit_path
 from flashllm.predictors.header import Header
 from flashllm.predictors.magnitude import MAX_BYTES, density_path, read_magnitudes
 from flashllm.predictors.scores import FittedLayer
+from flashllm.probe.curve import DEFAULT_CURVE
 from flashllm.units import MIB
 
 from . import tiny
@@ -180,10 +182,14 @@ def test_what_is_left_out_depends_on_nothing_else(made, monkeypatch):
 
 def test_audits_read_apart(made, monkeypatch):
     path, truths, _ = made
+    # What is read across depends on what the disk was found to take: the same for both.
+    monkeypatch.setattr(assembly.opening, "probe_device", lambda *given: DEFAULT_CURVE)
+    monkeypatch.setattr(Pace, "note", lambda self, **found: None)
     read = []
     for audit in (0, 4):
         predictors = {i: Forgetful(truth) for i, truth in truths.items()}
-        result = run(path, predictors, monkeypatch, share=0.3, store_mode="cached", audit=audit)
+        how = {"share": 0.3, "store_mode": "cached", "storage": "pread", "audit": audit}
+        result = run(path, predictors, monkeypatch, **how)
         read.append((result.flash["decode_bytes_read"], result.flash["read_bundles"]))
     assert read[0] == read[1]
     assert 0 < read[0][1] < result.flash["all_bundles"]
