@@ -19,9 +19,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .patience import patience
-
 NAME = "model.flash"
+NO_MOUNT = 100  # and errno: how the server ends where it may not mount
 # Opcodes and their answers, from the kernel's public header linux/fuse.h, protocol 7.31.
 LOOKUP, FORGET, GETATTR, OPEN, READ, STATFS, RELEASE, FLUSH = 1, 2, 3, 14, 15, 17, 18, 25
 INIT, OPENDIR, READDIR, RELEASEDIR, ACCESS, INTERRUPT, DESTROY = 26, 27, 28, 29, 34, 36, 38
@@ -62,8 +61,10 @@ class Fuse:
             stdout=subprocess.PIPE, text=True,
         )  # fmt: skip
         if self._server.stdout.readline() != "mounted\n":
-            self._server.wait()
-            raise OSError(self._server.returncode, "the FUSE server could not mount")
+            code = self._server.wait()
+            if code <= NO_MOUNT:
+                raise RuntimeError(f"the FUSE server ended with {code}")
+            raise OSError(code - NO_MOUNT, "the FUSE server could not mount")
 
     def __enter__(self) -> Fuse:
         return self
@@ -101,6 +102,8 @@ class Fuse:
             return
         libc().umount2(str(self.folder).encode(), MNT_DETACH)
         self._server.stdin.close()
+        from .patience import patience  # here: the server runs as a script, outside the package
+
         self._server.wait(patience(30))
         self._server.stdout.close()
 
@@ -227,7 +230,7 @@ def main(folder: str, content: str) -> int:
     fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK)
     options = f"fd={fd},rootmode=40000,user_id=0,group_id=0,allow_other,max_read={MAX_READ}"
     if libc().mount(b"flashllm-test", folder.encode(), b"fuse", MS_NOSUID_NODEV, options.encode()):
-        return ctypes.get_errno()
+        return NO_MOUNT + ctypes.get_errno()
     server = Server(fd, Path(content).read_bytes())
     print("mounted", flush=True)
     try:
