@@ -83,7 +83,7 @@ def test_the_stated_floor_runs_and_a_step_below_is_refused(model, resident_token
 
 @pytest.mark.parametrize("storage", ["pread", "mmap"])
 def test_other_backends_cold(model, storage, resident_tokens):
-    budget = model.stat().st_size // 2
+    budget = model.stat().st_size * 3 // 5  # at half, a mapping's floor is as near as an interpreter varies
     run = generate(model, budget, "--storage", storage, tokens=TOKENS)
     assert run.result["tokens"] == resident_tokens
     assert run.charges.oom_kills == 0
@@ -91,7 +91,7 @@ def test_other_backends_cold(model, storage, resident_tokens):
 
 @pytest.mark.parametrize("storage", ["direct", "pread", "mmap"])
 def test_a_warm_cache_changes_nothing(model, storage, resident_tokens):
-    budget = model.stat().st_size // 2
+    budget = model.stat().st_size * 3 // 5
     model.read_bytes()  # now the pages are in the cache, charged to us and not to the child
     run = generate(model, budget, "--storage", storage, tokens=TOKENS, cold=False)
     assert run.result["tokens"] == resident_tokens
