@@ -83,7 +83,8 @@ def test_the_stated_floor_runs_and_a_step_below_is_refused(model, resident_token
 
 @pytest.mark.parametrize("storage", ["pread", "mmap"])
 def test_other_backends_cold(model, storage, resident_tokens):
-    budget = model.stat().st_size * 3 // 5  # at half, a mapping's floor is as near as an interpreter varies
+    # At half, a mapping is as near its floor as an interpreter varies.
+    budget = model.stat().st_size * 3 // 5
     run = generate(model, budget, "--storage", storage, tokens=TOKENS)
     assert run.result["tokens"] == resident_tokens
     assert run.charges.oom_kills == 0
