@@ -101,22 +101,26 @@ def mean_ratio(found: dict, policy: str) -> float:
     return sum(ratios) / len(ratios)
 
 
+def section(title: str, about: str, columns: list[str]) -> list[str]:
+    """The head of a further table."""
+    heads = "| " + " | ".join(columns) + " |"
+    return ["", f"## {title}", "", about, "", heads, "|" + " --- |" * len(columns)]
+
+
 def shares(rows: list[dict]) -> list[str]:
     """Slots by use against equal ones."""
-    names = list(CURVES)
-    lines = [
-        "", "## Shares of layers", "",
+    lines = section(
+        "Shares of layers",
         f"The same number of slots in all, under {POLICY}: every layer the same share of its "
         "bundles, or in proportion to what tokens use of it in the trace of another text. Misses "
-        "and flash time by use, of those with equal shares.", "",
-        "| trace | bundle | cache | misses | " + " | ".join(names) + " |",
-        "|" + " --- |" * (4 + len(names)),
-    ]  # fmt: skip
+        "and flash time by use, of those with equal shares.",
+        ["trace", "bundle", "cache", "misses", *CURVES],
+    )
     mine = [r for r in rows if r["table"] == "shares"]
     for equal in (r for r in mine if r["shares"] == "equal"):
         use = next(r for r in mine if r["shares"] == "use" and all(
             r[key] == equal[key] for key in ("trace", "cache", "frame_bytes")))  # fmt: skip
-        ratios = " | ".join(f"{use['ms'][name] / equal['ms'][name]:.2f}" for name in names)
+        ratios = " | ".join(f"{use['ms'][name] / equal['ms'][name]:.2f}" for name in CURVES)
         lines.append(f"| {equal['trace']} | {equal['frame_bytes'] // KIB} KiB | "
                      f"{100 * equal['cache']:.0f} % | {use['misses'] / equal['misses']:.2f} | "
                      f"{ratios} |")  # fmt: skip
@@ -125,21 +129,19 @@ def shares(rows: list[dict]) -> list[str]:
 
 def predictors(rows: list[dict]) -> list[str]:
     """What asking ahead would read."""
-    names = list(CURVES)
-    lines = [
-        "", "## Predictors", "",
+    lines = section(
+        "Predictors",
         f"Bundles of 6 KiB, a quarter cached under {POLICY}; what a predictor names is read before "
         "the truth is known, what it missed after. `noisy:R:P`: recall R, precision P, wrong "
         "evenly at random. Per token; *wasted*: read ahead with nothing active in it. Time is that "
-        "of both reads in a row: that the first may hide behind computing is not counted.", "",
-        "| trace | predictor | recall | precision | reads | MiB | wasted MiB | "
-        + " | ".join(f"{name} ms" for name in names) + " |",
-        "|" + " --- |" * (7 + len(names)),
-    ]  # fmt: skip
+        "of both reads in a row: that the first may hide behind computing is not counted.",
+        ["trace", "predictor", "recall", "precision", "reads", "MiB", "wasted MiB",
+         *(f"{name} ms" for name in CURVES)],
+    )  # fmt: skip
     for r in (r for r in rows if r["table"] == "predictors"):
         quality = " | ".join("-" if r[key] is None else f"{100 * r[key]:.1f} %"
                              for key in ("recall", "precision"))  # fmt: skip
-        ms = " | ".join(f"{r['ms'][name]:.2f}" for name in names)
+        ms = " | ".join(f"{r['ms'][name]:.2f}" for name in CURVES)
         lines.append(f"| {r['trace']} | {r['predictor']} | {quality} | {r['ops_per_token']:.0f} | "
                      f"{r['bytes_per_token'] / 2**20:.2f} | "
                      f"{r['wasted_bytes_per_token'] / 2**20:.2f} | {ms} |")  # fmt: skip

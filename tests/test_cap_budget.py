@@ -45,10 +45,15 @@ def resident_tokens(model):
         ).tokens
 
 
-def floor_of(model) -> int:
-    run = generate(model, 8 * MIB, group_bytes=512 * MIB, cold=False)
+def floor_of(model, *options) -> int:
+    run = generate(model, 8 * MIB, *options, group_bytes=512 * MIB, cold=False)
     assert run.code == 4, run.err
     return int(re.search(r"floor of (\d+) bytes", run.err)[1])
+
+
+def half_for(model, storage) -> int:
+    """Half of the file, or a mapping's floor, which is as near as an interpreter varies."""
+    return max(model.stat().st_size // 2, floor_of(model, "--storage", storage) + MIB)
 
 
 @pytest.mark.parametrize("share", [0.75, 0.5])
@@ -83,8 +88,7 @@ def test_the_stated_floor_runs_and_a_step_below_is_refused(model, resident_token
 
 @pytest.mark.parametrize("storage", ["pread", "mmap"])
 def test_other_backends_cold(model, storage, resident_tokens):
-    # At half, a mapping is as near its floor as an interpreter varies.
-    budget = model.stat().st_size * 3 // 5
+    budget = half_for(model, storage)
     run = generate(model, budget, "--storage", storage, tokens=TOKENS)
     assert run.result["tokens"] == resident_tokens
     assert run.charges.oom_kills == 0
@@ -92,7 +96,7 @@ def test_other_backends_cold(model, storage, resident_tokens):
 
 @pytest.mark.parametrize("storage", ["direct", "pread", "mmap"])
 def test_a_warm_cache_changes_nothing(model, storage, resident_tokens):
-    budget = model.stat().st_size * 3 // 5
+    budget = half_for(model, storage)
     model.read_bytes()  # now the pages are in the cache, charged to us and not to the child
     run = generate(model, budget, "--storage", storage, tokens=TOKENS, cold=False)
     assert run.result["tokens"] == resident_tokens
