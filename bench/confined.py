@@ -34,9 +34,10 @@ def run_confined(
     command: Sequence[str], *, group_bytes: int, files: Sequence[Path],
     timeout_s: float | None = None, env: dict[str, str] | None = None,
 ) -> Finished:
-    """Run `command` to its end in a fresh group of `group_bytes`, with `files` out of the cache."""
+    """Run `command` to its end in a fresh group of `group_bytes`, with `files` out of the cache,
+    unless they have no disk to come from (tmpfs)."""
     for file in files:
-        if left := make_cold(file):
+        if _counters(file).exists() and (left := make_cold(file)):
             raise RuntimeError(f"{file}: {left} bytes stayed in the page cache; it is not cold")
     before, started, timed_out = device_bytes_read(files[0]), time.monotonic(), False
     with MemoryGroup(group_bytes, name="flashllm-bench") as group:
@@ -59,8 +60,12 @@ def run_confined(
 def device_bytes_read(path: Path) -> int:
     """Bytes that the disk under `path` has read since boot (the kernel's sectors of 512); 0 where
     there is no such disk (tmpfs)."""
-    stat = _block_device(path) / "stat"
-    return 512 * int(stat.read_text().split()[2]) if stat.exists() else 0
+    counters = _counters(path)
+    return 512 * int(counters.read_text().split()[2]) if counters.exists() else 0
+
+
+def _counters(path: Path) -> Path:
+    return _block_device(path) / "stat"
 
 
 @contextmanager
