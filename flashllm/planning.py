@@ -8,7 +8,7 @@ token needs whole (attention, head), deciding planes, and the bulk.  A class tha
 is kept in equal shares by all of its planes: the missing part is then spread over the token, and
 reading overlaps with computing.  Where it is known what tokens use of each plane of a class, its
 slots follow that use instead: in the simulator a quarter cached so misses a sixth less
-(traces/README.md).
+(traces/README.md).  Embedding rows come last: a read of one costs a token some 0.1 ms.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ LABELS = {
     1: "kept: deciding planes",
     2: "kept: FFN bundles",
 }
+KEPT_ROWS = "kept: embedding rows"  # of planes without a rank
 PAGE_TABLES_KEPT = "page tables of kept weights"
 RING = "read-ahead ring"
 UNUSED = "unused"
@@ -50,7 +51,8 @@ UNUSED = "unused"
 
 @dataclass(frozen=True)
 class PlaneNeed:
-    """One plane as the plan sees it. `rank`: its class, the least first; None is never kept.
+    """One plane as the plan sees it. `rank`: its class, the least first; None is read by the row,
+    and kept in what nothing else has a use for.
 
     `share`: how much of it one token asks for, where that is known (k of n experts).  `picked`:
     decoding reads single frames of it, so that the ring need not serve what is missing.  `use`: the
@@ -184,7 +186,7 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
     may shrink to its least, and the kept weights, up to what was kept at open.  Raises BudgetError
     with the floor of the open engine.
     """
-    changing = {*LABELS.values(), PAGE_TABLES_KEPT, RING, UNUSED}
+    changing = {*LABELS.values(), KEPT_ROWS, PAGE_TABLES_KEPT, RING, UNUSED}
     lines = {k: n for k, n in opened.ledger.lines().items() if k not in changing}
     base = sum(lines.values())
     wanted = [need for need in opened.needs if need.rank is not None] if opened.keep else []
@@ -254,8 +256,9 @@ def _keep(
     tables = page_table_bytes(ledger.left_bytes)
     left = max(0, ledger.left_bytes - tables)
     kept_any = 0
-    for rank, label in LABELS.items():
-        members = [need for need in wanted if need.rank == rank]
+    rows = [need for need in needs if need.rank is None] if wanted else []
+    for rank, label in {**LABELS, None: KEPT_ROWS}.items():
+        members = [need for need in wanted + rows if need.rank == rank]
         whole = sum(need.n_frames * need.slot_bytes for need in members)
         if not whole:
             continue

@@ -85,6 +85,17 @@ def test_with_everything_kept_there_is_no_ring_and_nothing_streams():
     assert made.n_context == 2048 and made.chunk == 64
 
 
+def test_embedding_rows_are_kept_in_what_nothing_else_wants():
+    whole = plan(2000 * MIB)
+    rows = [n for n in NEEDS if n.rank is None]
+    assert rows and all(whole.resident[n.name] == n.n_frames for n in rows)
+    bulk = sum(whole.ledger.lines()[label] for label in LABELS.values()
+               if label in whole.ledger.lines())  # fmt: skip
+    for tight in (plan(floor_of() + bulk // 2), replan(whole, floor_of() + bulk // 2)):
+        assert tight.streamed_bytes > 0 and not any(tight.resident[n.name] for n in rows)
+    assert replan(whole, 2000 * MIB).resident == whole.resident
+
+
 def test_classes_are_served_in_order_and_evenly():
     made = plan(floor_of() + 80 * MIB)
     lines = made.ledger.lines()

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -84,7 +85,7 @@ class PieceView:
         kind = WEIGHT_TYPES[weight_type]
         return cls(kind.code, n_rows, align_up(kind.row_bytes(n_cols), 16), 0, n_cols)
 
-    @property
+    @cached_property
     def quantised(self) -> bool:
         """Whether dots with this piece use int8 activations."""
         return BY_CODE[self.weight_type].group_size > 1
@@ -93,7 +94,8 @@ class PieceView:
         """Whether dots with both are one kernel's."""
         return (self.weight_type, self.n_cols) == (other.weight_type, other.n_cols)
 
-    def as_ints(self) -> tuple[int, int, int, int, int]:
+    @cached_property
+    def ints(self) -> tuple[int, int, int, int, int]:
         """The five numbers in the order of fl_piece."""
         return (self.weight_type, self.per_frame, self.stride, self.offset, self.n_cols)
 
@@ -123,6 +125,7 @@ class Activations:
         self.quantised = False
 
     @staticmethod
+    @cache  # of the few widths that a model has
     def strides(n_cols: int) -> tuple[int, int]:
         """(bytes of q, number of scales) per token: whole vectors of any set may be read."""
         return align_up(n_cols, 64), align_up(-(-n_cols // GROUP), 16)

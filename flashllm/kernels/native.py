@@ -57,7 +57,7 @@ class NativeSet(KernelSet):
         column = 0 if ids is not None else start
         self._core.dot(
             x, acts.q, q_stride, acts.scales, scale_stride,
-            piece.as_ints(), addresses, ids, start, n, out, column,
+            piece.ints, addresses, ids, start, n, out, column,
         )  # fmt: skip
 
     def _low_bit(self, acts, x, rows, n_planes, out) -> None:
@@ -65,7 +65,7 @@ class NativeSet(KernelSet):
         self._core.low_bit(x, acts.q, q_stride, acts.scales, scale_stride, rows, n_planes, out)
 
     def _accumulate(self, coef, addresses, piece, ids, start, n, y) -> None:
-        self._core.accumulate(coef, piece.as_ints(), addresses, ids, start, n, y)
+        self._core.accumulate(coef, piece.ints, addresses, ids, start, n, y)
 
     def _neurons(self, acts, addresses, pieces, items, kind, pre, up, y) -> None:
         first, second, down = pieces
@@ -76,12 +76,12 @@ class NativeSet(KernelSet):
         ids, start = (None, items.start) if isinstance(items, range) else (items, 0)
         self._core.neurons(
             acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
-            first and first.as_ints(), second and second.as_ints(), down.as_ints(),
+            first and first.ints, second and second.ints, down.ints,
             addresses, ids, start, len(items), ACTIVATIONS[kind], pre, up, y,
         )  # fmt: skip
 
     def _decode_rows(self, addresses, piece, ids, out) -> None:
-        self._core.decode_rows(piece.as_ints(), addresses, ids, out)
+        self._core.decode_rows(piece.ints, addresses, ids, out)
 
     def _rms_norm(self, x, weight, eps, out) -> None:
         self._core.rms_norm(x, weight, eps, out)
