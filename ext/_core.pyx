@@ -140,6 +140,11 @@ cdef extern from "fl_kernels.h" nogil:
         float *up
         float *y
     fl_kernel_status fl_op_neurons(const fl_engine *e, const fl_neurons *a)
+    fl_kernel_status fl_op_linear(const fl_engine *e, const fl_acts *acts, uint8_t *q, float *scales,
+                                  const fl_piece *piece, const fl_items *items, float *out,
+                                  int64_t out_stride)
+    void fl_op_add_rms_norm(const fl_engine *e, float *x, const float *added, const float *weight,
+                            int64_t n_rows, int64_t n, float eps, float *out)
     void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
                        int64_t n_planes, float *out)
     fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
@@ -209,6 +214,17 @@ cdef extern from "fl_kernels.h" nogil:
     void fl_op_rwkv7(const fl_engine *e, const fl_rwkv7 *a)
     int64_t fl_attention_scratch(int64_t n_context)
     void fl_op_attention(const fl_engine *e, const fl_attention *a)
+    ctypedef struct fl_token:
+        fl_attention attention
+        float *q
+        float *k
+        const float *v
+        const float *cosines
+        const float *sines
+        int64_t half
+        uint8_t *keys
+        uint8_t *values
+    void fl_op_attend_token(const fl_engine *e, const fl_token *t)
 
 
 _KERNEL_TROUBLE = {
@@ -385,6 +401,50 @@ cdef class NativeKernels:
             status = fl_op_neurons(&self.engine, &a)
         self.clock.add(started)
         self.check(status)
+
+    def linear(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
+               float[::1] scales not None, int64_t scale_stride, bint quantised,
+               tuple piece not None, const uint64_t[::1] addresses not None, int64_t start,
+               int64_t n, float[:, ::1] out not None):
+        cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
+                                    scale_stride)
+        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], NULL, start, n)
+        cdef fl_kernel_status status
+        cdef int64_t started = now_ns()
+        with nogil:
+            status = fl_op_linear(&self.engine, &acts, &q[0] if quantised else NULL, &scales[0],
+                                  &p, &items, &out[0, start], out.shape[1])
+        self.clock.add(started)
+        self.check(status)
+
+    def add_rms_norm(self, float[:, ::1] x not None, const float[:, ::1] added not None,
+                     const float[::1] weight not None, float eps, float[:, ::1] out not None):
+        cdef int64_t started = now_ns()
+        with nogil:
+            fl_op_add_rms_norm(&self.engine, &x[0, 0], &added[0, 0], &weight[0], x.shape[0],
+                               x.shape[1], eps, &out[0, 0])
+        self.clock.add(started)
+
+    def attend_token(self, float[:, :, ::1] q not None, float[:, :, ::1] k not None,
+                     const float[:, :, ::1] v not None, const float[:, ::1] cosines not None,
+                     const float[:, ::1] sines not None, uint8_t[::1] keys not None,
+                     uint8_t[::1] values not None, int64_t kv_type, int64_t n_context,
+                     int64_t position, int64_t window, float scale, float cap,
+                     float[::1] scratch not None, float[:, ::1] out not None):
+        cdef fl_token t
+        t.attention = fl_attention(&q[0, 0, 0], &keys[0], &values[0], kv_type, 1, q.shape[1],
+                                   k.shape[1], q.shape[2], n_context, position, window, scale, cap,
+                                   &scratch[0], &out[0, 0])
+        t.q, t.k, t.v, t.half = &q[0, 0, 0], &k[0, 0, 0], &v[0, 0, 0], cosines.shape[1]
+        t.cosines = t.sines = NULL
+        if t.half:
+            t.cosines, t.sines = &cosines[0, 0], &sines[0, 0]
+        t.keys, t.values = &keys[0], &values[0]
+        cdef int64_t started = now_ns()
+        with nogil:
+            fl_op_attend_token(&self.engine, &t)
+        self.clock.add(started)
 
     def decode_rows(self, tuple piece not None, const uint64_t[::1] addresses not None,
                     const int32_t[::1] ids not None, float[:, ::1] out not None):

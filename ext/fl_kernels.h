@@ -189,6 +189,24 @@ typedef struct {
 int64_t fl_attention_scratch(int64_t n_context);
 void fl_op_attention(const fl_engine *e, const fl_attention *a);
 
+/* fl_token.c.  prepare (where q is given) and dot: acts->q and acts->scales are q and scales. */
+fl_kernel_status fl_op_linear(const fl_engine *e, const fl_acts *acts, uint8_t *q, float *scales,
+                              const fl_piece *piece, const fl_items *items, float *out,
+                              int64_t out_stride);
+/* x += added, and its norm. */
+void fl_op_add_rms_norm(const fl_engine *e, float *x, const float *added, const float *weight,
+                        int64_t n_rows, int64_t n, float eps, float *out);
+/* Attention of one token: q and k are turned in place (half > 0), k and v kept at the attention's
+ * first_position of `keys` and `values`, which are the attention's k and v. */
+typedef struct {
+    fl_attention attention;
+    float *q, *k;
+    const float *v, *cosines, *sines;
+    int64_t half;
+    uint8_t *keys, *values;
+} fl_token;
+void fl_op_attend_token(const fl_engine *e, const fl_token *t);
+
 /* fl_rwkv.c.  shares: n_mixes vectors of n; out [n_mixes, n_tokens, n]. */
 void fl_op_mix_tokens(const fl_engine *e, fl_share kind, const float *x, const float *last,
                       const float *const *shares, int64_t n_mixes, int64_t n_tokens, int64_t n,

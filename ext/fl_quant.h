@@ -43,4 +43,20 @@ static inline float fl_f16(uint16_t half)
     return fl_from_bits(bits | sign);
 }
 
+/* Rounded to the nearest half, ties to even; what is beyond the largest becomes infinity.  Below
+ * 2^-14 the sum with 0.5, whose last bit is worth the least half, does the rounding. */
+static inline void fl_store_f16(uint8_t *p, float value)
+{
+    const uint32_t bits = fl_bits(value), sign = bits >> 16 & 0x8000, magnitude = bits & 0x7fffffff;
+    uint32_t half;
+    if (magnitude >= 0x47800000)
+        half = magnitude > 0x7f800000 ? 0x7e00 : 0x7c00;
+    else if (magnitude < 0x38800000)
+        half = fl_bits(fl_from_bits(magnitude) + 0.5f) - 0x3f000000;
+    else
+        half = (magnitude + 0xfff + (magnitude >> 13 & 1) - 0x38000000) >> 13;
+    const uint16_t stored = (uint16_t)(half | sign);
+    memcpy(p, &stored, 2);
+}
+
 #endif

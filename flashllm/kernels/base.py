@@ -34,12 +34,10 @@ import numpy as np
 from ..errors import ClosedError, UnknownNameError, UsageError
 from ..quant import BY_CODE, GROUP, WEIGHT_TYPES
 from ..units import align_up
-from .checks import check_array
+from .checks import ACTIVATIONS, check_array, check_width
+from .fused import FusedOperators
 from .recurrent import RecurrentOperators
 
-ACTIVATIONS = {
-    "silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4, "sigmoid": 5, "tanh": 6
-}  # fmt: skip
 MAX_HEAD_DIM = 576
 MAX_PLANES = 6  # bits of a low-bit row's column
 
@@ -135,11 +133,6 @@ class Activations:
         return self.q.nbytes + self.scales.nbytes
 
 
-def _check_width(name: str, array: np.ndarray, n: int) -> None:
-    if array.shape[1] < n:
-        raise UsageError(f"{name} must have at least {n} columns, not {array.shape[1]}")
-
-
 class NoClock:
     """The clock of a set that is Python itself and times nothing."""
 
@@ -152,7 +145,7 @@ class NoClock:
         """Dropped: where operators are Python, so is everything."""
 
 
-class KernelSet(RecurrentOperators, ABC):
+class KernelSet(FusedOperators, RecurrentOperators, ABC):
     """One set; see the module's text.  Public methods check and delegate to `_` methods.
 
     Callers say what they are about by `clock.phase = FFN` (a constant above, default ATTENTION);
@@ -203,14 +196,7 @@ class KernelSet(RecurrentOperators, ABC):
 
         int8 and int4 pieces share one preparation, and so do the three float types.
         """
-        self._open()
-        check_array("x", x, np.float32, (None, piece.n_cols))
-        if not 1 <= x.shape[0] <= acts.max_tokens or x.shape[1] > acts.max_cols:
-            raise UsageError(
-                f"x {list(x.shape)} does not fit activations of {acts.max_tokens} tokens "
-                f"x {acts.max_cols} columns"
-            )
-        acts.x, acts.quantised = x, piece.quantised
+        self._take(acts, x, piece)
         if piece.quantised:
             self._prepare(acts)
 
@@ -226,7 +212,7 @@ class KernelSet(RecurrentOperators, ABC):
         """out[t, start:stop] = dot(item i's piece, x_t); out float32 [T, N >= stop]."""
         x = self._check_dot(acts, addresses, piece, out)
         self._check_range(addresses, piece, start, stop)
-        _check_width("out", out, stop)
+        check_width("out", out, stop)
         if stop > start:
             self._dot(acts, x, addresses, piece, None, start, stop - start, out)
 
@@ -241,7 +227,7 @@ class KernelSet(RecurrentOperators, ABC):
         """out[t, k] = dot(piece of item ids[k], x_t); ids int32 ascending, out [T, >= n]."""
         x = self._check_dot(acts, addresses, piece, out)
         check_array("ids", ids, np.int32, (None,))
-        _check_width("out", out, len(ids))
+        check_width("out", out, len(ids))
         if len(ids):
             self._dot(acts, x, addresses, piece, ids, 0, len(ids), out)
 
@@ -284,7 +270,7 @@ class KernelSet(RecurrentOperators, ABC):
         """
         self._check_accumulate(coef, addresses, piece, y)
         self._check_range(addresses, piece, start, stop)
-        _check_width("coef", coef, stop - start)
+        check_width("coef", coef, stop - start)
         if stop > start:
             self._accumulate(coef, addresses, piece, None, start, stop - start, y)
 
@@ -299,63 +285,9 @@ class KernelSet(RecurrentOperators, ABC):
         """y[t, :n_cols] += sum over k of coef[t, k] * piece of item ids[k]; ids ascending."""
         self._check_accumulate(coef, addresses, piece, y)
         check_array("ids", ids, np.int32, (None,))
-        _check_width("coef", coef, len(ids))
+        check_width("coef", coef, len(ids))
         if len(ids):
             self._accumulate(coef, addresses, piece, ids, 0, len(ids), y)
-
-    # ------------------------------------------------------------------------------------ neurons
-
-    def add_neurons(
-        self,
-        acts: Activations,
-        addresses: np.ndarray,
-        pieces: tuple[PieceView | None, PieceView | None, PieceView],
-        items: np.ndarray | range,
-        kind: str,
-        pre: np.ndarray,
-        up: np.ndarray | None,
-        y: np.ndarray,
-    ) -> None:
-        """y[0] += sum over items i, ascending, of act(first_i . x) * (second_i . x) * down_i.
-
-        One token.  pieces = (first, second, down) of each bundle; without `first` float32
-        pre [1, n] holds the pre-activations, without `second` there is no factor up.  `acts` is
-        prepared for the pieces that are dotted.  items: int32 ids ascending, or a range of step 1.
-        pre and up [1, n] are overwritten.  The bits are those of dot, activate and accumulate one
-        after the other, which is how it is made where a set has no shorter way.
-        """
-        first, second, down = pieces
-        self._check_accumulate(pre, addresses, down, y)
-        if len(pre) != 1 or (up is None) != (second is None):
-            raise UsageError("add_neurons takes one token, and room for up beside a second piece")
-        if kind not in ACTIVATIONS:
-            raise UnknownNameError("activation", kind, list(ACTIVATIONS))
-        n = len(items)
-        check_array("pre", pre, np.float32, (1, n), out=True)
-        if up is not None:
-            check_array("up", up, np.float32, (1, n), out=True)
-        if isinstance(items, range):
-            if items.step != 1:
-                raise UsageError(f"a range of items has step 1, not {items.step}")
-            self._check_range(addresses, down, items.start, max(items.start, items.stop))
-        else:
-            check_array("items", items, np.int32, (None,))
-        for piece, out in ((first, pre), (second, up)):
-            if piece is not None:
-                self._check_dot(acts, addresses, piece, out)
-        if n:
-            self._neurons(acts, addresses, pieces, items, kind, pre, up, y)
-
-    def _neurons(self, acts, addresses, pieces, items, kind, pre, up, y) -> None:
-        first, second, down = pieces
-        ids = items
-        if isinstance(items, range):
-            ids = np.arange(items.start, items.stop, dtype=np.int32)
-        for piece, out in ((first, pre), (second, up)):
-            if piece is not None:
-                self._dot(acts, acts.x, addresses, piece, ids, 0, len(ids), out)
-        self._activate(kind, pre, up, pre)
-        self._accumulate(pre, addresses, down, ids, 0, len(ids), y)
 
     def decode_rows(
         self, addresses: np.ndarray, piece: PieceView, ids: np.ndarray, out: np.ndarray
@@ -396,12 +328,7 @@ class KernelSet(RecurrentOperators, ABC):
         cosines, sines float32 [T, rot / 2], rot <= head_dim; further columns stay.
         Su et al., "RoFormer", 2021, in the half-split layout of most checkpoints.
         """
-        self._open()
-        check_array("x", x, np.float32, (None, None, None), out=True)
-        check_array("cosines", cosines, np.float32, (x.shape[0], None))
-        check_array("sines", sines, np.float32, cosines.shape)
-        if 2 * cosines.shape[1] > x.shape[2]:
-            raise UsageError(f"rope of {2 * cosines.shape[1]} columns, heads have {x.shape[2]}")
+        self._check_rope(x, cosines, sines)
         if x.size and cosines.size:
             self._rope(x, cosines, sines)
 
@@ -453,31 +380,21 @@ class KernelSet(RecurrentOperators, ABC):
         out    float32 [T, n_heads * head_dim]
         Vaswani et al., 2017; grouped heads after Ainslie et al., 2023.
         """
-        self._open()
-        check_array("q", q, np.float32, (None, None, None))
-        n_tokens, n_heads, head_dim = q.shape
-        kv_dtype = np.float16 if getattr(k, "dtype", None) == np.float16 else np.float32
-        check_array("k", k, kv_dtype, (None, None, head_dim))
-        check_array("v", v, kv_dtype, k.shape)
-        check_array("out", out, np.float32, (n_tokens, n_heads * head_dim), out=True)
-        n_kv_heads, n_context = k.shape[:2]
-        if n_kv_heads < 1 or n_heads < 1 or n_heads % n_kv_heads:
-            raise UsageError(f"{n_heads} heads cannot share {n_kv_heads} KV heads")
-        if not 1 <= head_dim <= MAX_HEAD_DIM:
-            raise UsageError(f"head_dim {head_dim} is not in 1..{MAX_HEAD_DIM}")
-        if first_position < 0 or first_position + n_tokens > n_context:
-            raise UsageError(
-                f"positions {first_position}..{first_position + n_tokens - 1} "
-                f"are outside the {n_context} of the KV arrays"
-            )
-        if window < 0 or not 0 < scale < float("inf"):
-            raise UsageError(f"window {window} or scale {scale} is out of range")
-        if not 0 <= cap < float("inf"):
-            raise UsageError(f"cap {cap} is out of range")
-        if n_tokens:
+        self._check_attention(q, k, v, first_position, window, scale, cap, out)
+        if len(q):
             self._attention(q, k, v, first_position, window, scale, cap, out)
 
     # ------------------------------------------------------------------------------ shared checks
+
+    def _take(self, acts: Activations, x: np.ndarray, piece: PieceView) -> None:
+        self._open()
+        check_array("x", x, np.float32, (None, piece.n_cols))
+        if not 1 <= x.shape[0] <= acts.max_tokens or x.shape[1] > acts.max_cols:
+            raise UsageError(
+                f"x {list(x.shape)} does not fit activations of {acts.max_tokens} tokens "
+                f"x {acts.max_cols} columns"
+            )
+        acts.x, acts.quantised = x, piece.quantised
 
     def _check_range(self, addresses: np.ndarray, piece: PieceView, start: int, stop: int) -> None:
         room = len(addresses) * piece.per_frame
@@ -502,9 +419,40 @@ class KernelSet(RecurrentOperators, ABC):
         check_array("coef", coef, np.float32, (None, None))
         check_array("addresses", addresses, np.uint64, (None,))
         check_array("y", y, np.float32, (coef.shape[0], None), out=True)
-        _check_width("y", y, piece.n_cols)
+        check_width("y", y, piece.n_cols)
         if len(coef) < 1:
             raise UsageError("coef has no tokens")
+
+    def _check_rope(self, x: np.ndarray, cosines: np.ndarray, sines: np.ndarray) -> None:
+        self._open()
+        check_array("x", x, np.float32, (None, None, None), out=True)
+        check_array("cosines", cosines, np.float32, (x.shape[0], None))
+        check_array("sines", sines, np.float32, cosines.shape)
+        if 2 * cosines.shape[1] > x.shape[2]:
+            raise UsageError(f"rope of {2 * cosines.shape[1]} columns, heads have {x.shape[2]}")
+
+    def _check_attention(self, q, k, v, first_position, window, scale, cap, out) -> None:
+        self._open()
+        check_array("q", q, np.float32, (None, None, None))
+        n_tokens, n_heads, head_dim = q.shape
+        kv_dtype = np.float16 if getattr(k, "dtype", None) == np.float16 else np.float32
+        check_array("k", k, kv_dtype, (None, None, head_dim))
+        check_array("v", v, kv_dtype, k.shape)
+        check_array("out", out, np.float32, (n_tokens, n_heads * head_dim), out=True)
+        n_kv_heads, n_context = k.shape[:2]
+        if n_kv_heads < 1 or n_heads < 1 or n_heads % n_kv_heads:
+            raise UsageError(f"{n_heads} heads cannot share {n_kv_heads} KV heads")
+        if not 1 <= head_dim <= MAX_HEAD_DIM:
+            raise UsageError(f"head_dim {head_dim} is not in 1..{MAX_HEAD_DIM}")
+        if first_position < 0 or first_position + n_tokens > n_context:
+            raise UsageError(
+                f"positions {first_position}..{first_position + n_tokens - 1} "
+                f"are outside the {n_context} of the KV arrays"
+            )
+        if window < 0 or not 0 < scale < float("inf"):
+            raise UsageError(f"window {window} or scale {scale} is out of range")
+        if not 0 <= cap < float("inf"):
+            raise UsageError(f"cap {cap} is out of range")
 
     def _check_norm(self, x: np.ndarray, out: np.ndarray, **vectors: np.ndarray) -> None:
         self._open()

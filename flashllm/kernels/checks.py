@@ -13,6 +13,10 @@ _CODES = {
     for dtype in (np.float32, np.float16, np.int32, np.uint8, np.uint64)
 }
 
+ACTIVATIONS = {
+    "silu": 0, "relu": 1, "relu2": 2, "gelu": 3, "gelu_tanh": 4, "sigmoid": 5, "tanh": 6
+}  # fmt: skip
+
 
 def check_array(name: str, array: np.ndarray, dtype: type, shape: tuple, *, out=False) -> None:
     """UsageError unless `array` is C-contiguous, of `dtype` and `shape` (None: any size).
@@ -37,3 +41,9 @@ def _refuse_array(name: str, array: np.ndarray, dtype: type, shape: tuple, out: 
     if not array.flags.c_contiguous:
         raise UsageError(f"{name} must be C-contiguous; its strides are {array.strides}")
     raise UsageError(f"{name} is written to, but read-only")
+
+
+def check_width(name: str, array: np.ndarray, n: int) -> None:
+    """UsageError unless the rows of `array` have at least `n` columns."""
+    if array.shape[1] < n:
+        raise UsageError(f"{name} must have at least {n} columns, not {array.shape[1]}")

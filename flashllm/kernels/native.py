@@ -80,6 +80,26 @@ class NativeSet(KernelSet):
             addresses, ids, start, len(items), ACTIVATIONS[kind], pre, up, y,
         )  # fmt: skip
 
+    def _linear(self, acts, addresses, piece, start, n, out) -> None:
+        q_stride, scale_stride = acts.strides(piece.n_cols)
+        self._core.linear(
+            acts.x, acts.q, q_stride, acts.scales, scale_stride, acts.quantised,
+            piece.ints, addresses, start, n, out,
+        )  # fmt: skip
+
+    def _add_rms_norm(self, x, added, weight, eps, out) -> None:
+        self._core.add_rms_norm(x, added, weight, eps, out)
+
+    def _attend_token(
+        self, q, k, v, rope, keys, values, position, window, scale, cap, out
+    ) -> None:
+        n_context = keys.shape[1]
+        self._check_scratch(n_context)
+        self._core.attend_token(
+            q, k, v, *rope, keys.reshape(-1).view(np.uint8), values.reshape(-1).view(np.uint8),
+            keys.dtype == np.float16, n_context, position, window, scale, cap, self._scratch, out,
+        )  # fmt: skip
+
     def _decode_rows(self, addresses, piece, ids, out) -> None:
         self._core.decode_rows(piece.ints, addresses, ids, out)
 
@@ -94,16 +114,19 @@ class NativeSet(KernelSet):
 
     def _attention(self, q, k, v, first_position, window, scale, cap, out) -> None:
         n_kv_heads, n_context = k.shape[:2]
-        if n_context > self._scratch_context:
-            raise UsageError(
-                f"attention over {n_context} keys: attention_scratch was made for "
-                f"{self._scratch_context}"
-            )
+        self._check_scratch(n_context)
         kv_type = 1 if k.dtype == np.float16 else 0
         self._core.attention(
             q, k.reshape(-1).view(np.uint8), v.reshape(-1).view(np.uint8), kv_type,
             n_kv_heads, n_context, first_position, window, scale, cap, self._scratch, out,
         )  # fmt: skip
+
+    def _check_scratch(self, n_context: int) -> None:
+        if n_context > self._scratch_context:
+            raise UsageError(
+                f"attention over {n_context} keys: attention_scratch was made for "
+                f"{self._scratch_context}"
+            )
 
     def _activate(self, kind, pre, up, out) -> None:
         self._core.activate(ACTIVATIONS[kind], pre, up, out)

@@ -206,12 +206,12 @@ class DecoderModel(ApproximateFFN, ABC):
 
     def linear(self, plane: str, x: np.ndarray, out: np.ndarray, bias: str | None = None) -> None:
         """out[T, n_rows] = x [T, n_cols] times the plane's matrix, transposed, plus its bias."""
-        view = self.views[plane]["row"]
-        self.kernels.prepare(self.activations, x, view)
+        view, kernels, acts = self.views[plane]["row"], self.kernels, self.activations
         for lease in self.store.scan(plane):
-            self.kernels.dot_range(
-                self.activations, lease.addresses, view, lease.start, lease.stop, out
-            )
+            if lease.start == 0:
+                kernels.linear(acts, x, lease.addresses, view, 0, lease.stop, out)
+            else:
+                kernels.dot_range(acts, lease.addresses, view, lease.start, lease.stop, out)
         if bias is not None:
             self._add_bias(bias, out)
 

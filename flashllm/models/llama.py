@@ -61,16 +61,17 @@ class LlamaModel(DecoderModel):
         c, n_tokens, view = self.config, ids.size, self.scratch.view
         x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))
         self.embed("embed", ids, x)
+        self._norm(x, "layers.0.attn_norm", normed)
         for layer in range(c.n_layers):
-            prefix = f"layers.{layer}."
-            self._norm(x, prefix + "attn_norm", normed)
+            prefix, after = f"layers.{layer}.", f"layers.{layer + 1}.attn_norm"
             self._attention(layer, normed, state, residual)
             self._norm_added(prefix + "attn_post_norm", residual)
-            x += residual
-            self._norm(x, prefix + "ffn_norm", normed)
+            self._add_norm(x, residual, prefix + "ffn_norm", normed)
             self.ffn(layer, normed, residual)
             self._norm_added(prefix + "ffn_post_norm", residual)
-            x += residual
+            if layer + 1 < c.n_layers:
+                self._add_norm(x, residual, after, normed)
+        x += residual
         return x
 
     def _norm_added(self, name: str, added: np.ndarray) -> None:
@@ -86,10 +87,12 @@ class LlamaModel(DecoderModel):
         n_q, n_kv = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
         qkv = self.scratch.view("qkv", n_tokens)
         self.linear(prefix + "qkv", x, qkv, bias=prefix + "qkv.bias")
-        q = self.scratch.view("queries", n_tokens)
-        k = self.scratch.view("keys", n_tokens)
-        np.copyto(q, qkv[:, :n_q])
-        np.copyto(k, qkv[:, n_q : n_q + n_kv])
+        q, k = qkv[:, :n_q], qkv[:, n_q : n_q + n_kv]
+        if n_tokens > 1:  # a token's lie in one piece
+            rows_q, rows_k = q, k
+            q, k = (self.scratch.view(name, n_tokens) for name in ("queries", "keys"))
+            np.copyto(q, rows_q)
+            np.copyto(k, rows_k)
         if c.qk_norm:
             q_width, k_width = c.qk_norm_widths
             self._norm(q.reshape(-1, q_width), prefix + "q_norm", q.reshape(-1, q_width))
@@ -97,14 +100,24 @@ class LlamaModel(DecoderModel):
         q = q.reshape(n_tokens, c.n_heads, c.head_dim)
         k = k.reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = qkv[:, n_q + n_kv :].reshape(n_tokens, c.n_kv_heads, c.head_dim)
-        cos, sin = self.rope_of(layer).rows(state.positions(n_tokens))
-        self.kernels.rope(q, cos, sin)
-        self.kernels.rope(k, cos, sin)
-        heads = self.scratch.view("heads", n_tokens)
-        self.attend(
-            layer, q, k, v, state, heads, scale=self.scale, window=c.windows[layer], cap=self.cap
-        )
+        rope = self.rope_of(layer).rows(state.positions(n_tokens))
+        heads, window = self.scratch.view("heads", n_tokens), c.windows[layer]
+        if n_tokens == 1:
+            ((_, one),) = state.spans(1)
+            self.kernels.attend_token(
+                q, k, v, rope, one.keys[layer], one.values[layer], one.length, window, self.scale,
+                heads, cap=self.cap,
+            )  # fmt: skip
+        else:
+            self.kernels.rope(q, *rope)
+            self.kernels.rope(k, *rope)
+            self.attend(layer, q, k, v, state, heads, scale=self.scale, window=window, cap=self.cap)
         self.linear(prefix + "o", heads, out, bias=prefix + "o.bias")
+
+    def _add_norm(self, x: np.ndarray, added: np.ndarray, name: str, out: np.ndarray) -> None:
+        """x += added, and its `_norm`."""
+        weight = self.vectors[name + ".weight"]
+        self.kernels.add_rms_norm(x, added, weight, self.config.norm_eps, out)
 
     def _norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
         self.kernels.rms_norm(x, self.vectors[name + ".weight"], self.config.norm_eps, out)

@@ -23,3 +23,7 @@ class NemotronModel(LlamaModel):
 
     def _norm(self, x: np.ndarray, name: str, out: np.ndarray) -> None:
         self.layer_norm(x, name, out)
+
+    def _add_norm(self, x: np.ndarray, added: np.ndarray, name: str, out: np.ndarray) -> None:
+        x += added
+        self.layer_norm(x, name, out)

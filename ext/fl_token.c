@@ -1,0 +1,50 @@
+/* What happens between the matrices of one token, in one call each: every call into the interpreter
+ * that is spared is one that finds its code pushed out of the cache by weights.
+ *
+ * Every number is the one that the operators make one after the other. */
+#include <string.h>
+
+#include "fl_kernels.h"
+#include "fl_quant.h"
+
+fl_kernel_status fl_op_linear(const fl_engine *e, const fl_acts *acts, uint8_t *q, float *scales,
+                              const fl_piece *piece, const fl_items *items, float *out,
+                              int64_t out_stride)
+{
+    if (q)
+        fl_op_prepare(e, acts->x, acts->n_tokens, acts->n_cols, q, acts->q_stride, scales,
+                      acts->scale_stride);
+    return fl_op_dot(e, acts, piece, items, out, out_stride);
+}
+
+void fl_op_add_rms_norm(const fl_engine *e, float *x, const float *added, const float *weight,
+                        int64_t n_rows, int64_t n, float eps, float *out)
+{
+    for (int64_t i = 0; i < n_rows * n; i++) x[i] += added[i];
+    fl_op_rms_norm(e, x, weight, n_rows, n, eps, out);
+}
+
+/* Row `position` of every head of [n_kv_heads, n_context, head_dim] becomes `row`'s. */
+static void keep(const fl_attention *a, const float *row, uint8_t *kept)
+{
+    const int64_t size = a->kv_type == FL_F16 ? 2 : 4, n = a->head_dim;
+    for (int64_t h = 0; h < a->n_kv_heads; h++, row += n) {
+        uint8_t *at = kept + (h * a->n_context + a->first_position) * n * size;
+        if (a->kv_type == FL_F16)
+            for (int64_t i = 0; i < n; i++) fl_store_f16(at + 2 * i, row[i]);
+        else
+            memcpy(at, row, (size_t)(n * size));
+    }
+}
+
+void fl_op_attend_token(const fl_engine *e, const fl_token *t)
+{
+    const fl_attention *a = &t->attention;
+    if (t->half) {
+        fl_op_rope(e, t->q, t->cosines, t->sines, 1, a->n_heads, a->head_dim, t->half);
+        fl_op_rope(e, t->k, t->cosines, t->sines, 1, a->n_kv_heads, a->head_dim, t->half);
+    }
+    keep(a, t->k, t->keys);
+    keep(a, t->v, t->values);
+    fl_op_attention(e, a);
+}

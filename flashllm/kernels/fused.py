@@ -1,0 +1,155 @@
+"""The contract of a kernel set's fused operators: several of base.py's in one call.
+
+Part of KernelSet (base.py), whose text holds here too.  Each has the bits of the operators that it
+names, called one after the other, and is made of them where a set has no shorter way: a set's own
+way is held to that.  Between two operators of a layer the interpreter finds its code and objects
+pushed out of the cache by weights, some 30 us for a line that takes 2 (measured, 1.1 B); what a
+token takes is therefore counted in calls.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import UnknownNameError, UsageError
+from .checks import ACTIVATIONS, check_array, check_width
+
+if TYPE_CHECKING:
+    from .base import Activations, PieceView
+
+
+class FusedOperators:
+    """The fused part of a kernel set."""
+
+    def linear(
+        self,
+        acts: Activations,
+        x: np.ndarray,
+        addresses: np.ndarray,
+        piece: PieceView,
+        start: int,
+        stop: int,
+        out: np.ndarray,
+    ) -> None:
+        """prepare(acts, x, piece), then dot_range(acts, addresses, piece, start, stop, out)."""
+        self._take(acts, x, piece)
+        self._check_dot(acts, addresses, piece, out)
+        self._check_range(addresses, piece, start, stop)
+        check_width("out", out, stop)
+        if stop > start:
+            self._linear(acts, addresses, piece, start, stop - start, out)
+
+    def _linear(self, acts, addresses, piece, start, n, out) -> None:
+        if acts.quantised:
+            self._prepare(acts)
+        self._dot(acts, acts.x, addresses, piece, None, start, n, out)
+
+    def add_rms_norm(
+        self, x: np.ndarray, added: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray
+    ) -> None:
+        """x += added, in place, then rms_norm(x, weight, eps, out); x and added [R, n]."""
+        self._check_norm(x, out, weight=weight)
+        check_array("x", x, np.float32, (None, None), out=True)
+        check_array("added", added, np.float32, x.shape)
+        if len(x):
+            self._add_rms_norm(x, added, weight, eps, out)
+
+    def _add_rms_norm(self, x, added, weight, eps, out) -> None:
+        np.add(x, added, out=x)
+        self._rms_norm(x, weight, eps, out)
+
+    def attend_token(
+        self,
+        q: np.ndarray,
+        k: np.ndarray,
+        v: np.ndarray,
+        rope: tuple[np.ndarray, np.ndarray],
+        keys: np.ndarray,
+        values: np.ndarray,
+        position: int,
+        window: int,
+        scale: float,
+        out: np.ndarray,
+        *,
+        cap: float = 0.0,
+    ) -> None:
+        """A token's step through a KV cache: rope of q and k, in place; k and v kept; attention.
+
+        q            float32 [1, n_heads, head_dim]; k, v the same with n_kv_heads
+        rope         cosines and sines, float32 [1, rot / 2]
+        keys, values float32 or float16 [n_kv_heads, n_context, head_dim]: k and v are written at
+                     `position`, rounded to the nearest, and seen
+        The others as in attention.
+        """
+        self._check_rope(q, *rope)
+        self._check_attention(q, keys, values, position, window, scale, cap, out)
+        for name, array in (("k", k), ("v", v)):
+            check_array(name, array, np.float32, (1, len(keys), q.shape[2]), out=array is k)
+        for name, array in (("keys", keys), ("values", values)):
+            check_array(name, array, array.dtype.type, array.shape, out=True)
+        if len(q) != 1:
+            raise UsageError(f"attend_token takes one token, not {len(q)}")
+        self._attend_token(q, k, v, rope, keys, values, position, window, scale, cap, out)
+
+    def _attend_token(
+        self, q, k, v, rope, keys, values, position, window, scale, cap, out
+    ) -> None:
+        if rope[0].size:
+            self._rope(q, *rope)
+            self._rope(k, *rope)
+        keys[:, position], values[:, position] = k[0], v[0]
+        self._attention(q, keys, values, position, window, scale, cap, out)
+
+    def add_neurons(
+        self,
+        acts: Activations,
+        addresses: np.ndarray,
+        pieces: tuple[PieceView | None, PieceView | None, PieceView],
+        items: np.ndarray | range,
+        kind: str,
+        pre: np.ndarray,
+        up: np.ndarray | None,
+        y: np.ndarray,
+    ) -> None:
+        """y[0] += sum over items i, ascending, of act(first_i . x) * (second_i . x) * down_i.
+
+        One token.  pieces = (first, second, down) of each bundle; without `first` float32
+        pre [1, n] holds the pre-activations, without `second` there is no factor up.  `acts` is
+        prepared for the pieces that are dotted.  items: int32 ids ascending, or a range of step 1.
+        pre and up [1, n] are overwritten.  The bits are those of dot, activate and accumulate one
+        after the other, which is how it is made where a set has no shorter way.
+        """
+        first, second, down = pieces
+        self._check_accumulate(pre, addresses, down, y)
+        if len(pre) != 1 or (up is None) != (second is None):
+            raise UsageError("add_neurons takes one token, and room for up beside a second piece")
+        if kind not in ACTIVATIONS:
+            raise UnknownNameError("activation", kind, list(ACTIVATIONS))
+        n = len(items)
+        check_array("pre", pre, np.float32, (1, n), out=True)
+        if up is not None:
+            check_array("up", up, np.float32, (1, n), out=True)
+        if isinstance(items, range):
+            if items.step != 1:
+                raise UsageError(f"a range of items has step 1, not {items.step}")
+            self._check_range(addresses, down, items.start, max(items.start, items.stop))
+        else:
+            check_array("items", items, np.int32, (None,))
+        for piece, out in ((first, pre), (second, up)):
+            if piece is not None:
+                self._check_dot(acts, addresses, piece, out)
+        if n:
+            self._neurons(acts, addresses, pieces, items, kind, pre, up, y)
+
+    def _neurons(self, acts, addresses, pieces, items, kind, pre, up, y) -> None:
+        first, second, down = pieces
+        ids = items
+        if isinstance(items, range):
+            ids = np.arange(items.start, items.stop, dtype=np.int32)
+        for piece, out in ((first, pre), (second, up)):
+            if piece is not None:
+                self._dot(acts, acts.x, addresses, piece, ids, 0, len(ids), out)
+        self._activate(kind, pre, up, pre)
+        self._accumulate(pre, addresses, down, ids, 0, len(ids), y)
