@@ -89,8 +89,10 @@ class PlaneState:
     # ------------------------------------------------------------------------------------- mode
 
     def due(self, clock: int) -> bool:
-        """Whether this step is one of those whose costs are looked at."""
-        return (clock + self._index) % EVALUATE_EVERY == 0 and not self.routed
+        """Whether this step is one of those whose costs are looked at: now and then, and as soon
+        as can be whether a sweep that the plane began with is worth it."""
+        regular = (clock + self._index) % EVALUATE_EVERY == 0
+        return not self.routed and (regular or (self.pick_s is None and self.mode == "sweep"))
 
     def note_wanted(
         self, frames: np.ndarray, clock: int, curve: Curve, paces: Paces, extents_of
