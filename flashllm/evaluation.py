@@ -8,6 +8,8 @@ import numpy as np
 
 from .api import LLM
 from .engine.totals import Totals
+from .errors import UsageError
+from .tokenization import no_tokenizer
 
 # Logits of a window are taken in pieces, so that a large vocabulary costs no more than this.
 PIECE_BYTES = 1 << 20
@@ -30,11 +32,16 @@ def negative_log_likelihood(
     tokens; each window starts afresh with the model's BOS where it has one, and its tokens are
     scored given those before them in the window.  Without a BOS a window's first token is not
     scored.  In approximate mode, or with `decoding`, tokens are taken in one by one as decoding
-    does, since prompts are exact.  What it took is added to `totals`.
+    does, since prompts are exact.  What it took is added to `totals`.  UsageError for a window of
+    less than two tokens.
     """
+    if llm.tokenizer is None:
+        raise no_tokenizer(llm.container.path)
     documents = [part.strip() for part in text.split(separator) if part.strip()]
     bos = [llm.tokenizer.bos_id] if llm.tokenizer.bos_id is not None else []
-    size = min(window or llm.n_context, llm.n_context) - len(bos)
+    size = min(llm.n_context if window is None else window, llm.n_context) - len(bos)
+    if len(bos) + size < 2:
+        raise UsageError(f"a window of {window} tokens has no token to score after another")
     encoded = [llm.encode(document, add_bos=False) for document in documents]
     windows = [ids[at : at + size] for ids in encoded for at in range(0, len(ids), size)]
     total, scored = 0.0, 0

@@ -7,6 +7,7 @@ import re
 from .errors import UsageError
 
 KIB, MIB, GIB = 2**10, 2**20, 2**30
+MOST_BYTES = 2**62  # of any size: sums and products of a few of them stay numbers that C knows
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z%]*)\s*")
 _FACTORS = {"": 1, "b": 1}
@@ -19,7 +20,8 @@ for _power, _letter in enumerate("kmgt", start=1):
 def parse_size(text: str | int, *, whole_bytes: int | None = None) -> int:
     """Bytes in `text`: an int, "1500M", "2GiB", or "50%" of `whole_bytes`.
 
-    Raises UsageError for anything else, for a percentage without a whole, and for sizes below 1.
+    Raises UsageError for anything else, for a percentage without a whole, and for sizes below 1
+    or above MOST_BYTES.
     """
     if isinstance(text, bool) or not isinstance(text, int | str):
         raise UsageError(f"a size is bytes or text such as '512MiB', not {text!r}")
@@ -33,14 +35,16 @@ def parse_size(text: str | int, *, whole_bytes: int | None = None) -> int:
         if unit == "%":
             if whole_bytes is None:
                 raise UsageError(f"{text!r}: a percentage has no meaning here")
-            size = int(whole_bytes * number / 100)
+            size = whole_bytes * number / 100
         elif unit in _FACTORS:
-            size = int(number * _FACTORS[unit])
+            size = number * _FACTORS[unit]
         else:
             raise UsageError(f"unknown unit {match[2]!r} in size {text!r}")
     if size < 1:
         raise UsageError(f"a size must be at least one byte, not {text!r}")
-    return size
+    if size > MOST_BYTES:  # infinity too, which has no int
+        raise UsageError(f"a size must be at most {MOST_BYTES} bytes, not {str(text)[:40]!r}")
+    return int(size)
 
 
 def format_size(n_bytes: int) -> str:

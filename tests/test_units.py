@@ -17,7 +17,8 @@ def test_parse(text, size):
     assert parse_size(text, whole_bytes=1000) == size
 
 
-@pytest.mark.parametrize("text", ["", "x", "5 parsecs", "-1", 0, "0%", None, 1.5, True, "1e3"])
+@pytest.mark.parametrize("text", ["", "x", "5 parsecs", "-1", 0, "0%", None, 1.5, True, "1e3",
+                                  "9" * 400, "9" * 400 + "%", 2**63])  # fmt: skip
 def test_refused(text):
     with pytest.raises(UsageError):
         parse_size(text, whole_bytes=1000)

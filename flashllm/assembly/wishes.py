@@ -44,7 +44,9 @@ class Wishes:
         values = {name: resolve(name, given.get(name)).value for name in cls.__annotations__
                   if name != "pin"}
         values["num_threads"] = values["num_threads"] or usable_processors()
-        for name in ("num_threads", "io_depth", "prefill_chunk"):
+        for name in ("num_threads", "io_depth", "prefill_chunk", "n_context"):
+            if name == "n_context" and values[name] is None:
+                continue  # as much as the model and the budget allow
             if not isinstance(values[name], int) or values[name] < 1:
                 raise UsageError(f"{name} must be a whole number from 1, not {values[name]!r}")
         if values["mode"] not in MODES:

@@ -113,9 +113,9 @@ def observe_text(
 def windows(llm: LLM, text: str, *, window: int | None):
     """int32 ids of one context after another, BOS included."""
     first = llm.encode("", add_bos=True) if llm.tokenizer is not None else []
-    size = min(window or llm.n_context, llm.n_context) - len(first)
+    size = min(llm.n_context if window is None else window, llm.n_context) - len(first)
     if size < 1:
-        raise UsageError(f"a window of {window} tokens has no room for the text")
+        raise UsageError(f"a window of {size + len(first)} tokens has no room for the text")
     for document in text.split(SEPARATOR):
         if not document.strip():
             continue

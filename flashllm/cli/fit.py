@@ -19,7 +19,7 @@ from ..errors import UsageError
 from ..predictors.fit import BLOB
 from ..predictors.magnitude import density_path
 from ..units import format_size
-from .options import add_engine_flags, engine_arguments, token_ids
+from .options import add_engine_flags, engine_arguments, token_ids, whole
 from .progress import Progress
 from .streams import read_text
 
@@ -34,13 +34,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given = parser.add_mutually_exclusive_group(required=True)
     given.add_argument("--text", help="a UTF-8 text file, like what the model will read")
     given.add_argument("--token-ids-file", help="a file of token ids instead (no tokenizer needed)")
-    parser.add_argument("--tokens", type=int, default=16384, help="tokens to use (default 16384)")
-    parser.add_argument("--window", type=int, default=WINDOW,
+    parser.add_argument("--tokens", type=whole(1), default=16384,
+                        help="tokens to use (default 16384)")
+    parser.add_argument("--window", type=whole(1), default=WINDOW,
                         help=f"tokens per context (default {WINDOW})")
     parser.add_argument("--share", type=float, default=SHARE, help="of the streamed bytes, what "
                         f"predictors may keep in memory (default {SHARE})")
     parser.add_argument("--kind", choices=("auto", *KINDS), default="auto")
-    parser.add_argument("--unit", type=int, default=1,
+    parser.add_argument("--unit", type=whole(1), default=1,
                         help="neighbouring neurons predicted together (default 1)")
     parser.add_argument("-o", "--output", help="a new container with the predictors inside; "
                         "default: MODEL.fit beside the model")

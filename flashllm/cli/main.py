@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"flashllm: {error}", file=sys.stderr)
         return 1
     except MemoryError as error:  # its text is often empty
-        print(f"flashllm: {error or 'the system gives no more memory'}", file=sys.stderr)
+        print(f"flashllm: {str(error) or 'the system gives no more memory'}", file=sys.stderr)
         return 1
 
 

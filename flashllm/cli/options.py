@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import math
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import UsageError
@@ -39,6 +41,28 @@ def engine_arguments(args: argparse.Namespace) -> dict[str, Any]:
     """Keyword arguments for LLM(...)."""
     named = {flag[2:].replace("-", "_") for flag, *_ in ENGINE_FLAGS} | {"debug", "governor"}
     return {name: getattr(args, name) for name in named} | {"pin": not args.no_pin}
+
+
+def whole(low: int) -> Callable[[str], int]:
+    """An argparse type: whole numbers from `low` on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or not low <= (n := int(text)) < 2**62:
+            raise argparse.ArgumentTypeError(f"a whole number from {low} on, not {text[:40]!r}")
+        return n
+
+    return parse
+
+
+def seconds(text: str) -> float:
+    """An argparse type: some time, at most a year."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 366 * 86400:
+        raise argparse.ArgumentTypeError(f"a number of seconds above 0, not {text[:40]!r}")
+    return found
 
 
 def token_ids(text: str) -> list[int]:

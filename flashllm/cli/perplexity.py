@@ -12,7 +12,7 @@ from ..engine.figures import flash_figures
 from ..errors import UsageError
 from ..evaluation import negative_log_likelihood
 from .footer import approximation
-from .options import add_engine_flags, engine_arguments
+from .options import add_engine_flags, engine_arguments, whole
 from .progress import Progress
 from .streams import read_text
 
@@ -20,8 +20,8 @@ from .streams import read_text
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a .flash container")
     parser.add_argument("--text", required=True, help="a text file; - reads stdin")
-    parser.add_argument("--window", type=int, help="tokens per window; default: the context")
-    parser.add_argument("--limit", type=int, help="use only this many characters")
+    parser.add_argument("--window", type=whole(2), help="tokens per window; default: the context")
+    parser.add_argument("--limit", type=whole(1), help="use only this many characters")
     parser.add_argument("--json", action="store_true")
     add_engine_flags(parser)
 
@@ -38,6 +38,8 @@ def run(args: argparse.Namespace) -> int:
         )
         mode = llm.mode
     progress.close()
+    if n_tokens == 0:
+        raise UsageError("the text has no token that comes after another")
     found = {
         "perplexity": math.exp(total / n_tokens),
         "bits_per_character": total / math.log(2) / len(text),

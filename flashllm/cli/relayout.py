@@ -7,6 +7,7 @@ import sys
 
 from ..conversion.relayout import relayout
 from ..models.base import BUNDLINGS
+from .options import whole
 from .progress import Progress
 
 
@@ -16,7 +17,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-o", "--output", required=True, help="the .flash file to write")
     parser.add_argument("--bundle", choices=BUNDLINGS, help="all: a neuron's deciding row lies in "
                         "its bundle too (for --mode approx); split: apart; default: as it is")
-    parser.add_argument("--per-frame", type=int, help="bundles per frame; default: with "
+    parser.add_argument("--per-frame", type=whole(1), help="bundles per frame; default: with "
                         "--trace or --bundle all one, or as few as padding allows")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
 

@@ -14,9 +14,11 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from ..bundled import bundled_model
+from ..container import open_container
 from ..stress.cases import KINDS, Row, Scale, Stress
 from ..stress.confine import can_confine
 from ..units import MIB, parse_size
+from .options import seconds
 
 QUICK_S, FULL_S = 60, 600
 HEAD = ("case", "storage", "cache", "cap", "rss", "anon", "mapped", "cgroup", "failcnt", "oom",
@@ -29,9 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--quick", action="store_true", help="each thing once, about a minute")
     parser.add_argument("--only", action="append", choices=KINDS,
                         help="this kind of check; may be given more than once; default: all")
-    parser.add_argument("--soak", type=float, metavar="SECONDS",
+    parser.add_argument("--soak", type=seconds, metavar="SECONDS",
                         help="instead: one engine at half of the model for so long, memory flat")
-    parser.add_argument("--seconds", type=float, help="time budget; default 600, 60 with --quick")
+    parser.add_argument("--seconds", type=seconds, help="time budget; default 600, 60 with --quick")
     parser.add_argument("--size", help="of the widened model; default 1GiB, else 192MiB")
     parser.add_argument("--dir", help="where to put it; default: a temporary folder")
     parser.add_argument("--json", action="store_true", help="one JSON object on stdout")
@@ -42,7 +44,11 @@ def run(args: argparse.Namespace) -> int:
     scale = Scale.of(args.seconds or (QUICK_S if args.quick else FULL_S), args.quick)
     with ExitStack() as stack:
         folder = args.dir or stack.enter_context(tempfile.TemporaryDirectory(prefix="flashllm-"))
-        model = args.model or _widened(args, Path(folder))
+        if args.model is None:
+            model = _widened(args, Path(folder))
+        else:
+            model = args.model
+            open_container(model).close()  # what is wrong with it is better said here, and once
         why_not = can_confine()
         limit = "memory cgroup of exactly the cap" if why_not is None else (
             f"RLIMIT_DATA and RSS sampled every millisecond ({why_not})")
@@ -53,12 +59,12 @@ def run(args: argparse.Namespace) -> int:
         stress = Stress(model, small=bundled_model(), scale=scale, told=told)
         rows = stress.run(args.only or KINDS) if args.soak is None else stress.soak(args.soak)
     broken = [row for row in rows if row.breaches]
-    seconds = time.monotonic() - started
+    taken = time.monotonic() - started
     if args.json:
-        print(json.dumps({"limit": limit, "seconds": seconds, "breaches": len(broken),
+        print(json.dumps({"limit": limit, "seconds": taken, "breaches": len(broken),
                           "rows": [row.to_dict() for row in rows]}))  # fmt: skip
     else:
-        print(f"{len(rows)} cases, {len(broken)} with a broken promise, {seconds:.0f} s")
+        print(f"{len(rows)} cases, {len(broken)} with a broken promise, {taken:.0f} s")
     return 1 if broken else 0
 
 

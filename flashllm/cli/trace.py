@@ -12,7 +12,7 @@ from ..calibration.recording import record
 from ..errors import UsageError
 from ..tracing import read_trace, statistics
 from ..tracing.card import card
-from .options import add_engine_flags, engine_arguments
+from .options import add_engine_flags, engine_arguments, whole
 from .progress import Progress
 from .streams import read_text
 
@@ -20,10 +20,12 @@ from .streams import read_text
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a .flash container")
     parser.add_argument("--text", required=True, help="a UTF-8 text file")
-    parser.add_argument("--tokens", type=int, default=1024, help="tokens to record (default 1024)")
-    parser.add_argument("--skip", type=int, default=0, help="characters to leave out at the start")
+    parser.add_argument("--tokens", type=whole(1), default=1024,
+                        help="tokens to record (default 1024)")
+    parser.add_argument("--skip", type=whole(0), default=0,
+                        help="characters to leave out at the start")
     parser.add_argument("--text-name", help="what the text is called; default: the file's name")
-    parser.add_argument("--window", type=int, help="tokens per context; default: the model's")
+    parser.add_argument("--window", type=whole(1), help="tokens per context; default: the model's")
     parser.add_argument("-o", "--output", required=True, help="the .fltrace file to write")
     add_engine_flags(parser)
 

@@ -143,11 +143,13 @@ class PartialFile:
         try:
             yield
         except OSError as error:
-            kept = f"{self.path} is kept: run again to go on, or delete it"
+            kept = f"; {self.path} is kept: run again to go on, or delete it"
+            if not os.path.lexists(self.path):  # it could not even be made
+                kept = ""
             why = error.strerror
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 why = f"the disk is full at {format_size(self.end)}"
-            raise ConversionError(f"{self.final}: {why}; {kept}") from error
+            raise ConversionError(f"{self.final}: {why}{kept}") from error
 
 
 def write_all(fd: int, offset: int, data: memoryview) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..container.base import SECTION_ALIGNMENT
 from ..errors import UsageError
+from ..models.fields import MAX_LAYERS
 from ..models.llama_config import LlamaConfig
 from .inflate import Inflation, inflated_config
 from .layout import lay_out_plane, stride_of
@@ -35,7 +36,7 @@ def choose_inflation(
     The largest width that leaves at least `min_layers` layers; as many copies of neurons as of
     channels, so that the FFN keeps its shape; as many of key/value groups as make attention
     `attention_share` of a layer.  Depth comes close to the target, the neurons' copies closer.
-    UsageError where even the smallest even inflation is larger.
+    UsageError where even the smallest even inflation is larger, and where the widest is too deep.
     """
 
     def size(inflation: Inflation) -> int:
@@ -55,8 +56,11 @@ def choose_inflation(
     low, high = max(2, best.channels * 3 // 8 * 2), best.channels * 5 // 8 * 2
     near = [replace(best, neurons=n, extra_layers=0) for n in range(low, high + 1, 2)]
     fitted = [_deep_enough(flat, config.n_layers, target_bytes, size) for flat in near]
-    least = min(best.extra_layers, min_layers - config.n_layers)
-    return min((it for it in fitted if it and it.extra_layers >= least), key=size)
+    least, most = min(best.extra_layers, min_layers - config.n_layers), MAX_LAYERS - config.n_layers
+    deep = [it for it in fitted if it and least <= it.extra_layers <= most]
+    if not deep:
+        raise UsageError(f"inflation: {target_bytes} bytes take more than {MAX_LAYERS} layers")
+    return min(deep, key=size)
 
 
 def _deep_enough(flat: Inflation, n_layers: int, target_bytes: int, size) -> Inflation | None:

@@ -10,11 +10,15 @@ from __future__ import annotations
 import difflib
 import random
 import secrets
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
 from ..errors import UsageError
+
+# Below it logits could be divided beyond what float64 holds, and greedy is what it means.
+LEAST_TEMPERATURE = 1e-200
 
 ALIASES = {"max_new_tokens": "max_tokens", "repeat_penalty": "repetition_penalty"}
 
@@ -46,9 +50,13 @@ class SamplingParams:
     def __post_init__(self) -> None:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop or ()))
-        object.__setattr__(self, "stop_token_ids", tuple(int(i) for i in self.stop_token_ids or ()))
-        if not all(isinstance(s, str) and s for s in self.stop):
+        for name, kind in (("stop", str), ("stop_token_ids", (int, np.integer))):
+            given = () if getattr(self, name) is None else getattr(self, name)
+            if not isinstance(given, Iterable) or not all(isinstance(s, kind) for s in given):
+                wanted = "non-empty strings" if kind is str else "whole numbers"
+                raise UsageError(f"{name} must be {wanted}, not {given!r}")
+            object.__setattr__(self, name, tuple(s if kind is str else int(s) for s in given))
+        if not all(self.stop):
             raise UsageError("stop must be non-empty strings")
         self._in_range("max_tokens", 1, 2**31 - 1, whole=True)
         self._in_range("temperature", 0.0, 1e4)
@@ -127,7 +135,7 @@ class Sampler:
         """The next token id from float32 logits [V]; records it for the penalties."""
         params = self.params
         logits = self._penalised(logits)
-        if params.temperature <= 0.0 or params.top_k == 1:
+        if params.temperature < LEAST_TEMPERATURE or params.top_k == 1:
             token = int(np.argmax(logits))
         else:
             token = self._draw(logits.astype(np.float64) / params.temperature)

@@ -11,12 +11,11 @@ from typing import Protocol
 
 import numpy as np
 
+from ..errors import UsageError
 from ..offload.frames import MAX_PIECES
 from ..offload.pick import MAX_EXTENT
 from ..offload.planner import Curve, coalesce, worthwhile_gap
 from .replay import Misses
-
-FAR = 2**40  # between the address ranges of two tokens: further than any gap
 
 
 class SimulationCurve(Curve, Protocol):
@@ -41,7 +40,12 @@ def cost(misses: Misses, curve: SimulationCurve, *, frame_bytes: int, gap_limit:
     `gap_limit` bytes); a token's reads of a layer are one batch, and layers follow each other."""
     if not len(misses):
         return Cost(0, 0, 0.0)
-    offsets = misses.token.astype(np.int64) * FAR + misses.frame.astype(np.int64) * frame_bytes
+    # The address ranges of two tokens lie further apart than any gap.
+    far = (int(misses.frame.max()) + 1) * frame_bytes + gap_limit + 1
+    if far * (int(misses.token.max()) + 1) >= 2**63:
+        raise UsageError(f"a simulation of {int(misses.token.max()) + 1} tokens and a layer of "
+                         f"{far} bytes is too large")
+    offsets = misses.token.astype(np.int64) * far + misses.frame.astype(np.int64) * frame_bytes
     extents = coalesce(
         misses.frame,
         offsets,
@@ -50,7 +54,7 @@ def cost(misses: Misses, curve: SimulationCurve, *, frame_bytes: int, gap_limit:
         max_extent=max(MAX_EXTENT, frame_bytes),
         max_frames=MAX_PIECES,
     )
-    token = extents.offset // FAR
+    token = extents.offset // far
     n_ops = np.bincount(token)
     n_bytes = np.bincount(token, weights=extents.length)
     busy = n_ops > 0

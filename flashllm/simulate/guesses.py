@@ -19,6 +19,7 @@ import numpy as np
 
 from ..errors import UsageError
 from ..predictors.window import WindowPredictor
+from ..tracing.base import MAX_TOKENS
 
 NONE = "none"
 Sets = tuple[np.ndarray, np.ndarray]  # first, ids as Trace.active gives them
@@ -54,7 +55,7 @@ def _maker(name: str) -> Callable | None:
             return lambda sets, *_: sets
         if kind == "dense" and not values:
             return lambda sets, n, *_: [np.arange(n, dtype=np.int32)] * len(sets)
-        if kind == "window" and len(values) == 1 and int(options[0]) >= 1:
+        if kind == "window" and len(values) == 1 and 1 <= int(options[0]) <= MAX_TOKENS:
             k = int(options[0])
             return lambda sets, n, starts, _: _window(sets, n, starts, k)
         if kind == "noisy" and len(values) == 2 and all(0 < value <= 1 for value in values):

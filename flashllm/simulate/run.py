@@ -20,6 +20,7 @@ from ..cache.shares import shared_out
 from ..errors import UsageError
 from ..offload.state import MAX_GAP
 from ..tracing import Trace
+from ..tracing.base import MAX_BUNDLE_BYTES, MAX_BUNDLES, MAX_TOKENS
 from ..units import align_up
 from .costs import SimulationCurve, cost
 from .guesses import NONE, Sets, check_guesses, guesses
@@ -99,8 +100,10 @@ def simulate(
     if not policies or not curves or any(not 0 < share <= 1 for share in caches):
         raise UsageError("a simulation needs policies, curves, and caches in (0, 100] %")
     for what, sizes in (("frames hold", per_frames), ("units are", units)):
-        if not sizes or any(n < 1 for n in sizes):
-            raise UsageError(f"{what} one or more bundles, not {list(sizes)}")
+        if not sizes or not all(1 <= n <= MAX_BUNDLES for n in sizes):
+            raise UsageError(f"{what} 1 to {MAX_BUNDLES} bundles, not {list(sizes)}")
+    if bundle_bytes is not None and not 1 <= bundle_bytes <= MAX_BUNDLE_BYTES:
+        raise UsageError(f"bundles are 1 to {MAX_BUNDLE_BYTES} bytes, not {bundle_bytes}")
     active = [trace.active(layer) for layer in range(len(trace.layers))]
     rows = []
     for order_name, order in (orders or {"file": None}).items():
@@ -234,7 +237,7 @@ def policy_of(name: str) -> tuple[type[Policy], dict[str, Any]]:
     if not option:
         return found, {}
     try:
-        if kind == "window" and int(option) > 0:
+        if kind == "window" and 0 < int(option) <= MAX_TOKENS:
             return found, {"k": int(option)}
         if kind == "lfu" and 0 < float(option) <= 1:
             return found, {"decay": float(option)}
