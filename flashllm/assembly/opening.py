@@ -21,6 +21,7 @@ from ..models.configs import config_from_dict
 from ..models.families import MODELS
 from ..models.look_ahead import LookAhead
 from ..models.moe import MoEModel
+from ..models.shapes import check_shapes
 from ..offload import WeightStore
 from ..planning import Plan, ring_reserve
 from ..predictors import Predictor
@@ -140,8 +141,9 @@ def make_floors(parts: Parts) -> Floors:
 
 
 def read_config(container: Container):
-    """The family's config and model class of a container."""
+    """The family's config and model class of a container whose planes and vectors are theirs."""
     config = config_from_dict(container.family, container.config, path=container.path)
+    check_shapes(config, container.planes, container.vectors, container.path)
     return config, MODELS[container.family]
 
 

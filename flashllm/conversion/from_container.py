@@ -17,9 +17,10 @@ from ..checkpoints import STORAGE_DTYPES, Checkpoint
 from ..codecs import CODECS
 from ..container import Container, open_container
 from ..container.base import Piece, Plane
-from ..errors import CheckpointError, ChecksumError
+from ..errors import ChecksumError
 from ..models.base import bundling
 from ..models.configs import config_from_dict
+from ..models.shapes import check_shapes
 from ..predictors.fit import is_fit_blob
 from ..quant import WEIGHT_TYPES
 from ..regular import drop_page_cache, read_exactly
@@ -103,6 +104,7 @@ class ContainerCheckpoint(Checkpoint):
         container = self._container
         self.normalised = (container.family, container.config)
         config = config_from_dict(container.family, container.config, path=self.path)
+        check_shapes(config, container.planes, container.vectors, self.path)
         readers = {name: PlaneReader(plane, container) for name, plane in container.planes.items()}
         vectors = container.load_vectors()
         # name -> (reader, piece, first item, shape, transposed), or -> values
@@ -112,8 +114,6 @@ class ContainerCheckpoint(Checkpoint):
         if bundle := bundling(container.planes):
             roles = roles.arranged(bundle)
         for role in roles.planes:
-            if role.name not in readers:
-                raise CheckpointError(self.path, f"plane {role.name}", "a plane", "nothing")
             reader, start = readers[role.name], 0
             for group in role.groups():
                 for name, tensor in group:

@@ -220,6 +220,11 @@ class ModelConfig(ABC):
     def roles(self) -> Roles:
         """The planes and vectors of a model of this config."""
 
+    def shape_roles(self) -> Roles:
+        """`roles` as far as names and sizes go; where thousands of tensors are alike, one in the
+        place of them all."""
+        return self.roles()
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON; the container carries exactly this."""
         return asdict(self)

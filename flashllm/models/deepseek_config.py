@@ -18,6 +18,8 @@ from .llama_config import stem
 from .moe_config import MAX_EXPERTS, MoEConfig
 from .rope import rope_from_hf, rope_growth
 
+MAX_HEADS_IN_ALL = 2**15  # published: 7808
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeepSeekConfig(MoEConfig):
@@ -76,6 +78,9 @@ class DeepSeekConfig(MoEConfig):
         values = super().values_from_dict(source)
         for key in ("latent_size", "key_size", "value_size"):
             values[key] = source.integer(key, 1, 2**14)
+        heads = values["n_heads"] * values["n_layers"]
+        if heads > MAX_HEADS_IN_ALL:
+            raise source.fail("heads in all", f"at most {MAX_HEADS_IN_ALL}", heads)
         values["scale"] = source.number("scale", 1e-6, 1e6)
         values["routed_scale"] = source.number("routed_scale", 1e-6, 1e6)
         latent = values["head_dim"] - values["rope"].n_rotated

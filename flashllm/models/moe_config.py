@@ -9,11 +9,11 @@ weights are normalised, and how q and k are normed; all of it is normalised here
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from ..errors import UnsupportedError
-from .base import PlaneRole, TensorRole, rows_of
+from .base import PlaneRole, Roles, TensorRole, rows_of
 from .fields import MAX_LAYERS, MAX_WIDTH, Fields
 from .llama_config import LlamaConfig, stem
 
@@ -89,6 +89,17 @@ class MoEConfig(LlamaConfig):
                 "expert_layers": source.integers("expert_layers", 0, n_layers - 1, n_layers),
             },
         )
+
+    def shape_roles(self) -> Roles:
+        """One expert with the neurons of all of them, behind a router of as many rows."""
+        one = replace(self, n_experts=1, expert_size=self.n_experts * self.expert_size).roles()
+        router = TensorRole(("router",), (self.n_experts, self.hidden_size))
+        planes = tuple(
+            replace(plane, tensors=(("router", router), *plane.tensors[1:]))
+            if plane.use == "router" else plane
+            for plane in one.planes
+        )  # fmt: skip
+        return replace(one, planes=planes)
 
     def share_read(self, plane: str) -> float:
         routed = plane.endswith((".experts", ".neurons"))
