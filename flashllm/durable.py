@@ -20,6 +20,8 @@ def expect_replaceable(path: str | os.PathLike) -> None:
     file would replace a device as well, for everybody."""
     try:
         mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise UsageError(f"{os.fspath(path)!r} is no path: {error}") from None
     except OSError:  # nothing there; or the error of writing says more
         return
     if stat.S_ISDIR(mode):

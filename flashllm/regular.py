@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 
-from .errors import FlashReadError, FormatError
+from .errors import FlashReadError, FormatError, UsageError
 
 # Not there on every system.  Without O_NONBLOCK opening a FIFO without a writer, or some devices,
 # would block; without O_CLOEXEC children would inherit the descriptor.
@@ -31,10 +31,12 @@ def open_regular(path: str | os.PathLike) -> int:
     """A descriptor of the regular file at `path`; FormatError for anything that is not one.
 
     Never waits, whatever lies there.  The system's own errors (missing, dangling or looping link,
-    no permission) come as FlashReadError.
+    no permission) come as FlashReadError, what cannot be a path at all as UsageError.
     """
     try:
         fd = os.open(path, _FLAGS)
+    except ValueError as error:  # a NUL, or letters that the file system's encoding lacks
+        raise UsageError(f"{os.fspath(path)!r} is no path: {error}") from None
     except OSError as error:
         # A socket or a device without a driver cannot even be opened.
         if error.errno in (errno.ENXIO, errno.ENODEV, errno.EISDIR):
@@ -67,6 +69,19 @@ def read_exactly(fd: int, path: object, offset: int, n_bytes: int, where: str) -
     raw = bytearray(n_bytes)
     read_into(fd, path, offset, memoryview(raw), where)
     return bytes(raw)
+
+
+def read_small(path: str | os.PathLike, most: int) -> bytes:
+    """All of a regular file of at most `most` bytes; FormatError for a larger one, and otherwise
+    as `open_regular`."""
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size > most:
+            raise FormatError(path, "file size", f"at most {most} bytes", size)
+        return read_exactly(fd, path, 0, size, "file")
+    finally:
+        os.close(fd)
 
 
 def expect_no_readahead(fd: int) -> None:

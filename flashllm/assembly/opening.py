@@ -11,9 +11,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
+from ..checkpoints.files import MAX_CONFIG_BYTES
 from ..container import Container, open_container
 from ..engine.drafts import Drafts
-from ..errors import FormatError, UnknownNameError
+from ..engine.sampling import SamplingParams
+from ..errors import FormatError, UnknownNameError, UsageError
 from ..floors import Floors, Touched
 from ..kernels import choose_kernels
 from ..models.approximate import Approximation
@@ -25,7 +27,6 @@ from ..models.shapes import check_shapes
 from ..offload import WeightStore
 from ..planning import Plan, ring_reserve
 from ..predictors import Predictor
-from ..predictors.fit import is_fit_blob
 from ..probe.curve import DEFAULT_CURVE
 from ..probe.device import Choice, choose_storage, probe_device
 from ..probe.process import drop_library_cache, interpreter_bytes
@@ -163,20 +164,30 @@ def choose_backend(path: str, name: str, *, streams: bool = True) -> Choice:
 
 def load_tokenizer(container: Container, config: Any):
     """The carried tokenizer, or None when the container has none."""
-    from ..tokenization import Tokenizer
+    from ..tokenization import FILES, Tokenizer
 
-    blobs = {name: container.read_blob(name) for name in container.blobs if not is_fit_blob(name)}
+    # Nothing else that is carried is read: it could be as large as the budget.
+    blobs = {name: container.read_blob(name) for name in FILES if name in container.blobs}
     return Tokenizer.from_blobs(blobs, path=container.path, bos_id=config.bos_id)
 
 
 def generation_config(container: Container) -> dict[str, Any]:
-    """The model's generation_config.json, {} when it has none."""
-    if "generation_config.json" not in container.blobs:
+    """The model's generation_config.json, {} when it has none; FormatError for one that cannot be
+    sampled by."""
+    name = "generation_config.json"
+    if name not in container.blobs:
         return {}
+    n_bytes = container.blobs[name].n_bytes
+    if n_bytes > MAX_CONFIG_BYTES:
+        raise FormatError(container.path, name, f"at most {MAX_CONFIG_BYTES} bytes", n_bytes)
     try:
-        config = json.loads(container.read_blob("generation_config.json"))
-    except ValueError as error:
-        raise FormatError(container.path, "generation_config.json", "JSON", error) from None
+        config = json.loads(container.read_blob(name))
+    except (ValueError, RecursionError) as error:
+        raise FormatError(container.path, name, "JSON", str(error)[:80]) from None
     if not isinstance(config, dict):
-        raise FormatError(container.path, "generation_config.json", "an object", config)
+        raise FormatError(container.path, name, "an object", type(config).__name__)
+    try:
+        SamplingParams(seed=0).resolved(config)
+    except UsageError as error:
+        raise FormatError(container.path, name, "numbers to sample with", error) from None
     return config

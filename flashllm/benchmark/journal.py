@@ -16,9 +16,11 @@ from typing import IO, Any
 from ..api import LLM
 from ..engine.results import Delta, Result
 from ..engine.totals import Totals
-from ..errors import FlashReadError, FormatError
+from ..errors import FormatError
+from ..regular import read_small
 
 VERSION = 1
+MAX_BYTES = 64 * 2**20  # some 100,000 tokens
 COUNTERS = ("bytes_read", "reads", "hits", "misses", "prefetch_bytes", "audit_bytes",
             "bundles_read")  # fmt: skip
 
@@ -79,12 +81,10 @@ def read_journal(path: str | os.PathLike) -> tuple[dict, list[dict], dict | None
     FormatError for a file that is no journal, FlashReadError for one that cannot be read.
     """
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = list(_objects(path, file))
-    except OSError as error:
-        raise FlashReadError(error.errno, error.strerror, path, 0, "journal") from error
+        text = read_small(path, MAX_BYTES).decode("utf-8")
     except UnicodeDecodeError as error:
-        raise FormatError(path, "journal", "UTF-8", error) from None
+        raise FormatError(path, "journal", "UTF-8", str(error)[-80:]) from None
+    lines = list(_objects(path, text.removesuffix("\n").split("\n")))
     if not lines or lines[0].get("flashllm_run") != VERSION:
         raise FormatError(path, "line 1", f'"flashllm_run": {VERSION}', str(lines[:1])[:80])
     tokens = [line for line in lines[1:] if "token" in line]
@@ -99,8 +99,8 @@ def _objects(path: object, lines: Iterable[str]) -> Iterable[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             found = json.loads(line)
-        except ValueError as error:
-            raise FormatError(path, f"line {number}", "a JSON object", error) from None
+        except (ValueError, RecursionError) as error:
+            raise FormatError(path, f"line {number}", "a JSON object", str(error)[:80]) from None
         if not isinstance(found, dict):
             raise FormatError(path, f"line {number}", "a JSON object", line[:40])
         yield found

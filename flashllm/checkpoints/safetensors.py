@@ -149,7 +149,8 @@ def read_index(path: Path) -> dict[str, str]:
             weight_map = {}
             for name in scanner.keys():  # noqa: SIM118
                 shard = scanner.string(255)
-                if not shard or Path(shard).name != shard or shard in (".", "..") or "\\" in shard:
+                plain = Path(shard).name == shard and shard not in ("", ".", "..")
+                if not plain or "\\" in shard or not shard.isprintable():  # a NUL, half a letter
                     raise CheckpointError(path, f"shard of {name!r}", "a plain name", repr(shard))
                 weight_map[name] = shards.setdefault(shard, shard)
                 if len(weight_map) > MAX_TENSORS or len(shards) > MAX_SHARDS:

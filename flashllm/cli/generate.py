@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -78,6 +79,8 @@ def _journal(path: str | None, llm: LLM, stack: ExitStack) -> Callable[[Delta], 
         return lambda delta: None
     from ..benchmark.journal import Journal
 
+    if os.path.exists(path) and os.path.samefile(path, llm.container.path):
+        raise UsageError(f"{path} is the model; it would be overwritten")
     return Journal(stack.enter_context(open(path, "w", encoding="utf-8")), llm).heard
 
 

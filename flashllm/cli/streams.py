@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
-from pathlib import Path
 
 from ..errors import UsageError
+
+# A text and its ids are in memory beside the model; the largest that is used has a few megabytes.
+MAX_TEXT = 2**26
 
 
 def make_usable() -> None:
@@ -27,9 +29,17 @@ def make_usable() -> None:
 
 
 def read_text(path: str) -> str:
-    """The UTF-8 text of a file, or of stdin for `-`; UsageError for what is none."""
+    """The UTF-8 text of a file or pipe, or of stdin for `-`; UsageError for what is none, and for
+    one without an end."""
+    name = "stdin" if path == "-" else path
     try:
-        return sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
+        if path == "-":
+            text = sys.stdin.read(MAX_TEXT + 1)
+        else:
+            with open(path, encoding="utf-8") as file:
+                text = file.read(MAX_TEXT + 1)
     except UnicodeDecodeError as error:
-        name = "stdin" if path == "-" else path
         raise UsageError(f"{name}: not UTF-8: {error.reason} at byte {error.start}") from None
+    if len(text) > MAX_TEXT:
+        raise UsageError(f"{name}: more than {MAX_TEXT} characters")
+    return text

@@ -137,4 +137,7 @@ def _parse_line(line: bytes) -> object | None:
     seal, _, text = line.rstrip(b"\n").partition(b" ")
     if not line.endswith(b"\n") or seal != b"%016x" % xxh64(text):
         return None
-    return json.loads(text)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # sealed, and not by us
+        return None

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from ..durable import WholeFile
 from ..errors import FormatError
+from ..regular import open_regular, read_exactly
 
 _MAGIC, _LENGTH, _DIGEST_BYTES = b"FLSTATE1", struct.Struct("<I"), 32
 _MAX_HEADER_BYTES, _MAX_ARRAYS = 2**20, 16
@@ -61,38 +62,63 @@ class Snapshot:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Snapshot:
-        return cls.from_bytes(Path(path).read_bytes(), path=path)
+        """As `from_bytes`; FlashReadError for what cannot be read."""
+        fd = open_regular(path)
+        try:
+            size = os.fstat(fd).st_size
+            start = len(_MAGIC) + _LENGTH.size
+            head = read_exactly(fd, path, 0, min(size, start), "first bytes")
+            n_header = _header_bytes(head, size, path)
+            text = read_exactly(fd, path, start, n_header, "header")
+            # Before there is memory for them: the arrays it names are as large as the file.
+            _expect_size(_header(text, path)[-1], start + n_header, size, path)
+            return cls.from_bytes(read_exactly(fd, path, 0, size, "state"), path=path)
+        finally:
+            os.close(fd)
 
     @classmethod
     def from_bytes(cls, raw: bytes, *, path: object = "state") -> Snapshot:
         """FormatError for anything that `to_bytes` does not write."""
         start = len(_MAGIC) + _LENGTH.size
-        if len(raw) < start + _DIGEST_BYTES or not raw.startswith(_MAGIC):
-            raise FormatError(path, "first bytes", _MAGIC, raw[:8])
+        n_header = _header_bytes(raw[:start], len(raw), path)
         body = memoryview(raw)[:-_DIGEST_BYTES]
         if hashlib.sha256(body).digest() != raw[-_DIGEST_BYTES:]:
             raise FormatError(path, "SHA-256", "that of the content", "another")
-        (n_header,) = _LENGTH.unpack_from(raw, len(_MAGIC))
-        if n_header > min(_MAX_HEADER_BYTES, len(body) - start):
-            raise FormatError(path, "header length", f"at most {len(body) - start}", n_header)
         model, length, pending, shapes = _header(bytes(body[start : start + n_header]), path)
         arrays, at = {}, start + n_header
+        _expect_size(shapes, at, len(raw), path)
         for name, (dtype, *shape) in shapes.items():
-            n_values = 1
-            for n in shape:
-                n_values *= n
-            n_bytes = n_values * np.dtype(dtype).itemsize
-            if n_bytes > len(body) - at:
-                raise FormatError(path, f"array {name}", f"{n_bytes} bytes", len(body) - at)
+            n_values = math.prod(shape)
             values = np.frombuffer(body, dtype, n_values, at) if n_values else np.empty(0, dtype)
             arrays[name] = values.reshape(shape)
-            at += n_bytes
-        if at != len(body):
-            raise FormatError(path, "size", at + _DIGEST_BYTES, len(raw))
+            at += values.nbytes
         return cls(model, length, pending, arrays)
 
 
+def _header_bytes(head: bytes, size: int, path: object) -> int:
+    """What the first bytes of a state of `size` say of its header's length."""
+    start = len(_MAGIC) + _LENGTH.size
+    if size < start + _DIGEST_BYTES or not head.startswith(_MAGIC):
+        raise FormatError(path, "first bytes", _MAGIC, head[:8])
+    (n_header,) = _LENGTH.unpack_from(head, len(_MAGIC))
+    most = min(_MAX_HEADER_BYTES, size - start - _DIGEST_BYTES)
+    if n_header > most:
+        raise FormatError(path, "header length", f"at most {most}", n_header)
+    return n_header
+
+
+def _expect_size(shapes: Mapping[str, list], start: int, size: int, path: object) -> None:
+    """FormatError unless arrays of these shapes, from `start` on, are all of the file."""
+    end = start + sum(
+        math.prod(shape) * np.dtype(dtype).itemsize for dtype, *shape in shapes.values()
+    )
+    if end + _DIGEST_BYTES != size:
+        raise FormatError(path, "size", end + _DIGEST_BYTES, size)
+
+
 def _header(text: bytes, path: object) -> tuple[str, int, tuple[int, ...], dict[str, list]]:
+    if text.count(b"[") + text.count(b"{") > 4 * _MAX_ARRAYS:  # a list takes 20 times its brackets
+        raise FormatError(path, "header", "few brackets", text[:80])
     try:
         header = json.loads(text)
         model, length, pending = header["model"], header["length"], header["pending"]

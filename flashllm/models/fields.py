@@ -7,7 +7,6 @@ found.  Nothing is read by `dict[...]` elsewhere in the model configs.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from ..errors import CheckpointError, FormatError
@@ -60,7 +59,7 @@ class Fields:
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise self.fail(key, "a number", value)
-        if not (math.isfinite(value) and low <= value <= high):
+        if not low <= value <= high:  # not NaN either, nor an integer that no float holds
             raise self.fail(key, f"{low} to {high}", value)
         return float(value)
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from ..benchmark.journal import read_journal
-from ..errors import FlashReadError, FormatError
+from ..errors import FlashError, FormatError
 from ..predictors.fit import open_fit
 from ..predictors.header import MAGIC as FIT_MAGIC
+from ..regular import open_regular, read_exactly, read_small
 from ..tracing import read_trace
 from ..tracing.base import MAGIC as TRACE_MAGIC
 from .charts import Chart
@@ -18,7 +21,7 @@ from .of_fit import fit_charts
 from .of_run import run_charts
 from .of_trace import trace_charts
 
-MAX_JSON_BYTES = 256 * 2**20
+MAX_JSON_BYTES = 2**19  # a ladder of caps takes a tenth of it
 
 
 def charts_of(path: str | os.PathLike, **sweep: Any) -> list[Chart]:
@@ -26,22 +29,33 @@ def charts_of(path: str | os.PathLike, **sweep: Any) -> list[Chart]:
 
     FormatError for anything else.
     """
+    fd = open_regular(path)
     try:
-        with open(path, "rb") as file:
-            head = file.read(4096)
-            size = os.fstat(file.fileno()).st_size
-    except OSError as error:
-        raise FlashReadError(error.errno, error.strerror, path, 0, "a file to plot") from error
+        head = read_exactly(fd, path, 0, min(4096, os.fstat(fd).st_size), "a file to plot")
+    finally:
+        os.close(fd)
     if head.startswith(TRACE_MAGIC):
         return trace_charts(read_trace(path), **sweep)
     if head.startswith(FIT_MAGIC):
         return fit_charts(open_fit(path))
-    if size > MAX_JSON_BYTES:
-        raise FormatError(path, "size", f"at most {MAX_JSON_BYTES} bytes of JSON", size)
     if b'"flashllm_run"' in head.partition(b"\n")[0]:
         facts, tokens, _ = read_journal(path)
-        return run_charts(_run_facts(path, facts), tokens)
-    return bench_charts(path, _bench_report(path))
+        with _values_of(path):
+            return run_charts(_run_facts(path, facts), tokens)
+    report = _bench_report(path)
+    with _values_of(path):
+        return bench_charts(path, report)
+
+
+@contextmanager
+def _values_of(path: object) -> Iterator[None]:
+    """Which values a chart needs shows in making it; those of another kind are the file's fault."""
+    try:
+        yield
+    except FlashError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise FormatError(path, "values", "what a chart is made of", str(error)[:200]) from error
 
 
 def _run_facts(path: object, facts: dict[str, Any]) -> dict[str, Any]:
@@ -52,9 +66,9 @@ def _run_facts(path: object, facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def _bench_report(path: str | os.PathLike) -> dict[str, Any]:
+    raw = read_small(path, MAX_JSON_BYTES)
     try:
-        with open(path, encoding="utf-8") as file:
-            report = json.load(file)
+        report = json.loads(raw)
     except (ValueError, RecursionError):
         report = None
     if not isinstance(report, dict) or report.get("flashllm_bench") != 1:

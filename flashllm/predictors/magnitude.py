@@ -12,17 +12,18 @@ JSON beside the container, MODEL.density, which is read with suspicion:
 from __future__ import annotations
 
 import json
-import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ..durable import WholeFile
-from ..errors import FitMismatchError, FlashReadError, FormatError, UnsupportedError, UsageError
+from ..errors import FitMismatchError, FormatError, UnsupportedError, UsageError
+from ..regular import read_small
 
 VERSION = 1
-MAX_BYTES = 4 * 2**20
+MAX_BYTES = 2 * 2**20
+LARGEST = 1e300  # neither NaN nor an integer that no float holds is below it
 MAX_DENSITIES = 16
 MAX_LAYERS = 2**13
 
@@ -67,13 +68,11 @@ def read_magnitudes(path: str | os.PathLike) -> Magnitudes:
     """FormatError for what is not such a file, UnsupportedError for another version,
     FlashReadError when it cannot be read."""
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            raw = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise FlashReadError(error.errno or 0, error.strerror, path, 0, "open") from error
-    if len(raw) > MAX_BYTES:
-        raise FormatError(path, "file", f"at most {MAX_BYTES} bytes", "more")
+    raw = read_small(path, MAX_BYTES)
+    # Counted before they are parsed: a list takes twenty times the bytes of its brackets.
+    n_lists, n_values = raw.count(b"[") + raw.count(b"{"), raw.count(b",")
+    if n_lists > MAX_LAYERS + 8 or n_values > MAX_LAYERS * MAX_DENSITIES:
+        raise FormatError(path, "file", "a list per layer", f"{n_lists} and {n_values} commas")
     try:
         found = json.loads(raw)
     except (ValueError, RecursionError) as error:
@@ -115,7 +114,7 @@ def _checked(path: Path, found: dict[str, Any]) -> Magnitudes:
 
 def _numbers(path: Path, where: str, values: Any) -> tuple[float, ...]:
     good = isinstance(values, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and math.isfinite(v) for v in values
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < LARGEST for v in values
     )
     if not good:
         raise FormatError(path, where, "a list of finite numbers", repr(values)[:80])

@@ -15,7 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..errors import FlashReadError, FormatError, UsageError
+from ..errors import FormatError, UsageError
+from ..regular import read_small
+
+MAX_CURVE_BYTES = 2**18  # a thousand points
 
 
 @dataclass(frozen=True, order=True)
@@ -116,14 +119,13 @@ class DeviceCurve:
     @classmethod
     def load(cls, path: str | os.PathLike) -> DeviceCurve:
         """Raises FormatError for a file that is not a curve, FlashReadError when unreadable."""
+        text = read_small(path, MAX_CURVE_BYTES)
         try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
+            raw = json.loads(text)
             points = tuple(sorted(Point(**point) for point in raw["points"]))
             if set(raw) != {"name", "points"} or not isinstance(raw["name"], str):
                 raise UsageError(f"a curve has a name and points, not {sorted(raw)}")
             return cls(raw["name"], points)
-        except OSError as error:
-            raise FlashReadError(error.errno, error.strerror, path, 0, "device curve") from error
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise FormatError(path, "device curve", "name and points", error) from error
 

@@ -5,7 +5,7 @@ carries none, and whoever then needs text raises `no_tokenizer(path)`.
 """
 
 from .stream import StreamDecoder
-from .tokenizer import Tokenizer, no_tokenizer
+from .tokenizer import FILES, Tokenizer, no_tokenizer
 from .world import WorldTokenizer
 
-__all__ = ["StreamDecoder", "Tokenizer", "WorldTokenizer", "no_tokenizer"]
+__all__ = ["FILES", "StreamDecoder", "Tokenizer", "WorldTokenizer", "no_tokenizer"]

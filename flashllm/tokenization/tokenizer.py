@@ -17,6 +17,10 @@ from ..errors import TokenizerError, UsageError
 from .stream import StreamDecoder
 from .world import BLOB, WorldTokenizer
 
+# What a tokenizer is made of; a container may carry other files beside them.
+FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", BLOB)
+# Of the small ones; the largest published, which lists thousands of added tokens, is 1.2 MB.
+MAX_CONFIG_BYTES, MAX_BRACKETS = 2**21, 2**15
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 
 
@@ -28,8 +32,11 @@ def no_tokenizer(path: object) -> TokenizerError:
 class Tokenizer:
     """Made by `from_blobs`.  `bos_id` may be None; ids without text decode to nothing."""
 
-    def __init__(self, library_tokenizer, *, bos_id: int | None, add_bos: bool | None):
-        self._library = library_tokenizer
+    def __init__(
+        self, library_tokenizer, *, bos_id: int | None, add_bos: bool | None,
+        path: object = "tokenizer",
+    ):  # fmt: skip
+        self._library, self._path = library_tokenizer, path
         self.bos_id = bos_id
         self._add_bos = add_bos
         self._special = {
@@ -59,12 +66,7 @@ class Tokenizer:
         try:
             library = LibraryTokenizer.from_buffer(bytes(blobs["tokenizer.json"]))
         except BaseException as problem:
-            # the library raises bare Exceptions, and panics as a BaseException
-            if isinstance(problem, KeyboardInterrupt | SystemExit | MemoryError):
-                raise
-            raise TokenizerError(
-                path, "tokenizer.json", "a tokenizer", str(problem)[:120]
-            ) from None
+            raise _of_library(problem, path, "a tokenizer") from None
         library.no_truncation()
         library.no_padding()
         config = _json_object(blobs, "tokenizer_config.json", path)
@@ -76,14 +78,18 @@ class Tokenizer:
         if isinstance(named, str) and library.token_to_id(named) is not None:
             bos_id = library.token_to_id(named)
         add_bos = config.get("add_bos_token")
-        return cls(library, bos_id=bos_id, add_bos=add_bos if isinstance(add_bos, bool) else None)
+        add_bos = add_bos if isinstance(add_bos, bool) else None
+        return cls(library, bos_id=bos_id, add_bos=add_bos, path=path)
 
     @property
     def vocab_size(self) -> int:
         return self._library.get_vocab_size(with_added_tokens=True)
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of `text`.  `add_bos`: None does as the tokenizer's files say."""
+        """Token ids of `text`.  `add_bos`: None does as the tokenizer's files say.
+
+        TokenizerError where its files do not say what becomes of some letter of the text.
+        """
         if not isinstance(text, str):
             raise UsageError(f"text to encode must be a str, not {type(text).__name__}")
         try:
@@ -91,10 +97,13 @@ class Tokenizer:
         except UnicodeEncodeError as problem:
             raise UsageError(f"text to encode is not valid Unicode: {problem.reason}") from None
         wanted = self._add_bos if add_bos is None else add_bos
-        plain = self._library.encode(text, add_special_tokens=False).ids
-        if self.bos_id is not None and plain[:1] == [self.bos_id]:
-            return plain  # the text brought it along
-        ids = self._library.encode(text, add_special_tokens=True).ids
+        try:
+            plain = self._library.encode(text, add_special_tokens=False).ids
+            if self.bos_id is not None and plain[:1] == [self.bos_id]:
+                return plain  # the text brought it along
+            ids = self._library.encode(text, add_special_tokens=True).ids
+        except BaseException as problem:
+            raise _of_library(problem, self._path, "ids for the text") from None
         has_bos = self.bos_id is not None and ids[:1] == [self.bos_id]
         if wanted is None or self.bos_id is None or wanted == has_bos:
             return ids
@@ -115,6 +124,8 @@ class Tokenizer:
             raise UsageError(
                 f"token ids to decode must be from 0 to 2**32 - 1: {problem}"
             ) from None
+        except BaseException as problem:
+            raise _of_library(problem, self._path, "text for the ids") from None
 
     def stream(self) -> StreamDecoder:
         """A decoder of one growing sequence."""
@@ -140,9 +151,22 @@ class Tokenizer:
         return token is not None and _BYTE_TOKEN.fullmatch(token) is not None
 
 
+def _of_library(problem: BaseException, path: object, expected: str) -> BaseException:
+    """What to raise for `problem`: the library raises bare Exceptions, and panics as a
+    BaseException."""
+    if isinstance(problem, KeyboardInterrupt | SystemExit | MemoryError):
+        return problem
+    return TokenizerError(path, "tokenizer.json", expected, str(problem)[:120])
+
+
 def _json_object(blobs: Mapping[str, bytes], name: str, path: object) -> dict:
+    raw = blobs.get(name, b"{}")
+    n_brackets = raw.count(b"[") + raw.count(b"{")
+    if len(raw) > MAX_CONFIG_BYTES or n_brackets > MAX_BRACKETS:
+        most = f"at most {MAX_CONFIG_BYTES} bytes and {MAX_BRACKETS} brackets"
+        raise TokenizerError(path, name, most, f"{len(raw)} and {n_brackets}")
     try:
-        content = json.loads(blobs[name]) if name in blobs else {}
+        content = json.loads(raw)
     except (ValueError, RecursionError) as problem:
         raise TokenizerError(path, name, "JSON", str(problem)[:80]) from None
     if not isinstance(content, dict):

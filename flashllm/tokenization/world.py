@@ -8,6 +8,7 @@ single bytes in the same form is the byte-level tokenizer.
 from __future__ import annotations
 
 import ast
+import io
 import re
 from collections.abc import Iterable
 
@@ -38,11 +39,9 @@ class WorldTokenizer:
     def from_text(cls, raw: bytes, *, path: object = BLOB) -> WorldTokenizer:
         """TokenizerError, naming `path` and the line, for anything that is not such a file."""
         tokens: dict[int, bytes] = {}
-        lines = raw.split(b"\n")
-        if lines[-1] == b"":
-            lines.pop()
-        for number, line in enumerate(lines, 1):
-            token_id, token = _parse(line, path, number)
+        # Line by line: a list of millions of empty ones would be a hundred times the file.
+        for number, line in enumerate(io.BytesIO(raw), 1):
+            token_id, token = _parse(line.removesuffix(b"\n"), path, number)
             if token_id in tokens or len(tokens) == _MAX_TOKENS:
                 raise TokenizerError(path, f"{BLOB}: line {number}", "a new id", token_id)
             tokens[token_id] = token
@@ -112,8 +111,8 @@ class WorldTokenizer:
 def _parse(line: bytes, path: object, number: int) -> tuple[int, bytes]:
     where = f"{BLOB}: line {number}"
     try:
-        text = line.decode("utf-8").rstrip("\r")
-        match = _LINE.fullmatch(text) if len(text) <= _MAX_LINE else None
+        text = line.decode("utf-8").rstrip("\r") if len(line) <= _MAX_LINE else ""
+        match = _LINE.fullmatch(text)
         literal = ast.literal_eval(match[2]) if match else None
     except (ValueError, SyntaxError, MemoryError, RecursionError):
         match = literal = None

@@ -12,6 +12,7 @@ from ..errors import FormatError
 from .base import Trace
 
 BLOB = "activity.json"
+MAX_BYTES = 2**18  # a line per layer
 
 
 def layer_use(trace: Trace) -> list[float]:
@@ -30,9 +31,11 @@ def encode_activity(trace: Trace) -> bytes:
 
 def decode_activity(path: object, raw: bytes) -> dict[str, float]:
     """Plane -> share; FormatError for anything else."""
+    if len(raw) > MAX_BYTES:
+        raise FormatError(path, f"blob {BLOB}", f"at most {MAX_BYTES} bytes", len(raw))
     try:
         found = json.loads(raw)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise FormatError(path, f"blob {BLOB}", "a JSON object", repr(raw[:40]))

@@ -1,7 +1,8 @@
 """Reading traces, believing nothing (TRACES.md section 4).
 
 `read_trace` checks preamble, tail and block table; blocks are checked and decoded when asked for.
-The file is read whole: a trace is small beside what it describes.
+Of a file that is accepted the blocks are held as they are stored: a trace is small beside what it
+describes.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from ..codecs.zstd import decompress
 from ..errors import (
     ChecksumError,
     CodecError,
-    FlashReadError,
     FormatError,
     UnsupportedError,
 )
+from ..regular import open_regular, read_exactly
 from .base import (
     BLOCK_ROW,
     CHECKSUM,
@@ -55,14 +56,26 @@ def read_trace(path: str | os.PathLike) -> Trace:
     Raises FormatError (ChecksumError, CodecError) for a file that breaks the format,
     UnsupportedError for another version, FlashReadError when it cannot be read.
     """
-    raw = _read(Path(path))
-    tail_offset, manifest_bytes, n_rows = _parse_preamble(path, raw)
-    tail = memoryview(raw)[tail_offset:]
-    manifest = _parse_manifest(path, bytes(tail[-manifest_bytes:]))
-    layers = _parse_layers(path, manifest)
-    _check_tokens(path, manifest)
-    table = np.frombuffer(tail[:-manifest_bytes], BLOCK_ROW, n_rows)
-    places = _check_table(path, table, manifest, layers, tail_offset)
+    fd = open_regular(path)
+    try:
+        size = os.fstat(fd).st_size
+        if not PREAMBLE_BYTES <= size <= MAX_FILE_BYTES:
+            expected = f"{PREAMBLE_BYTES} to {MAX_FILE_BYTES} bytes"
+            raise FormatError(path, "file size", expected, f"{size} bytes")
+        head = read_exactly(fd, path, 0, PREAMBLE_BYTES, "preamble")
+        tail_offset, manifest_bytes, n_rows, digest = _parse_preamble(path, head, size)
+        tail = read_exactly(fd, path, tail_offset, size - tail_offset, "tail")
+        found = xxh64(tail, tail_offset)
+        if found != digest:
+            raise ChecksumError(path, "tail", digest, found)
+        manifest = _parse_manifest(path, tail[-manifest_bytes:])
+        layers = _parse_layers(path, manifest)
+        _check_tokens(path, manifest)
+        table = np.frombuffer(tail, BLOCK_ROW, n_rows)
+        places = _check_table(path, table, manifest, layers, tail_offset)
+        raw = read_exactly(fd, path, 0, tail_offset, "blocks")
+    finally:
+        os.close(fd)
 
     def load(layer: int, i: int) -> np.ndarray:
         return _load_block(path, raw, table[places[layer][i]], layers[layer].n_bundles)
@@ -72,27 +85,13 @@ def read_trace(path: str | os.PathLike) -> Trace:
     )
 
 
-def _read(path: Path) -> bytes:
-    try:
-        if not path.is_file():
-            kind = "something else" if path.exists() else "nothing"
-            raise FormatError(path, "file", "a regular file", kind)
-        size = path.stat().st_size
-        if not PREAMBLE_BYTES <= size <= MAX_FILE_BYTES:
-            expected = f"{PREAMBLE_BYTES} to {MAX_FILE_BYTES} bytes"
-            raise FormatError(path, "file size", expected, f"{size} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise FlashReadError(error.errno or 0, error.strerror, path, 0, "trace") from error
-
-
 def _expect(path: object, where: str, good: bool, expected: object, found: object) -> None:
     if not good:
         raise FormatError(path, where, expected, str(found)[:200])
 
 
-def _parse_preamble(path: object, raw: bytes) -> tuple[int, int, int]:
-    """(tail offset, manifest bytes, table rows), held against the file's size."""
+def _parse_preamble(path: object, raw: bytes, size: int) -> tuple[int, int, int, int]:
+    """(tail offset, manifest bytes, table rows, digest of the tail), held against the size."""
     magic, version, flags, file_bytes, tail, manifest_bytes, n_rows, digest, zeros = (
         PREAMBLE.unpack_from(raw)
     )
@@ -104,17 +103,14 @@ def _parse_preamble(path: object, raw: bytes) -> tuple[int, int, int]:
     if stated != found:
         raise ChecksumError(path, "preamble", stated, found)
     _expect(path, "flags", flags == 0 and zeros == bytes(8), "zeros", "something else")
-    _expect(path, "file bytes", file_bytes == len(raw), file_bytes, len(raw))
+    _expect(path, "file bytes", file_bytes == size, file_bytes, size)
     _expect(path, "manifest bytes", 2 <= manifest_bytes <= MAX_MANIFEST_BYTES,
             f"2 to {MAX_MANIFEST_BYTES}", manifest_bytes)
     _expect(path, "table rows", 1 <= n_rows <= MAX_BLOCKS, f"1 to {MAX_BLOCKS}", n_rows)
     n_bytes = n_rows * BLOCK_ROW.itemsize + manifest_bytes
-    _expect(path, "tail", tail >= PREAMBLE_BYTES and tail + n_bytes == len(raw),
+    _expect(path, "tail", tail >= PREAMBLE_BYTES and tail + n_bytes == size,
             f"{n_bytes} bytes that end the file", f"an offset of {tail}")
-    found = xxh64(raw[tail:], tail)
-    if found != digest:
-        raise ChecksumError(path, "tail", digest, found)
-    return tail, manifest_bytes, n_rows
+    return tail, manifest_bytes, n_rows, digest
 
 
 def _parse_manifest(path: object, raw: bytes) -> dict:

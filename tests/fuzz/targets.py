@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 from flashllm._core import xxh64
 
+from flashllm.benchmark.journal import COUNTERS
 from flashllm.checkpoints import open_checkpoint
 from flashllm.checkpoints.llama2c_tokenizer import read_tokens
 from flashllm.codecs import CODECS
@@ -28,8 +29,11 @@ from flashllm.conversion.opening import open_source
 from flashllm.conversion.resolve import resolve
 from flashllm.engine.snapshot import Snapshot
 from flashllm.kernels import choose_kernels
+from flashllm.plotting.charts import as_csv
+from flashllm.plotting.sources import charts_of
 from flashllm.predictors import open_fit
 from flashllm.predictors.header import PREAMBLE as FIT_PREAMBLE
+from flashllm.predictors.magnitude import read_magnitudes
 from flashllm.probe.curve import DEFAULT_CURVE, DeviceCurve
 from flashllm.tokenization import Tokenizer, WorldTokenizer
 from flashllm.tracing.base import BLOCK_ROW, CHECKSUM, LayerInfo
@@ -206,6 +210,36 @@ def _(data: bytes, folder: Path) -> None:
 @target("device curve", lambda: made(lambda f: DEFAULT_CURVE.save(f / "c.json"), "c.json"))
 def _(data: bytes, folder: Path) -> None:
     DeviceCurve.load(put(folder, "c.json", data)).seconds(3, 5000)
+
+
+_DENSITY = json.dumps({
+    "densities": [0.3, 0.5], "layers": {"0": [0.2, 0.1], "1": [3, 1e-9]}, "model": "0" * 64,
+    "n_tokens": 5, "text": "0" * 64, "version": 1,
+})  # fmt: skip
+
+
+@target("thresholds", lambda: _DENSITY.encode())
+def _(data: bytes, folder: Path) -> None:
+    read_magnitudes(put(folder, "m.density", data)).thresholds(0.3)
+
+
+_TOKEN = {name: 1 for name in ("token", "ms", "at_s", "rss", *COUNTERS)} | {"parts_ms": {"ffn": 1}}
+_RUN = [{"flashllm_run": 1, "model": "m", "ram_budget": 5}, _TOKEN, _TOKEN, {"result": {}}]
+
+
+@target("journal", lambda: "\n".join(map(json.dumps, _RUN)).encode())
+def _(data: bytes, folder: Path) -> None:
+    as_csv(charts_of(put(folder, "run.jsonl", data)))
+
+
+_RUNG = {"test": "tg1", "cap": "50%", "tokens_per_s": 2.0, "failed": "", "per_token_ms": {"ffn": 1},
+         "floor_ms": {"dram": 1.0}, "bytes_per_token": 7, "hit_rate": 0.5, "facts": {},
+         "cap_bytes": 9}  # fmt: skip
+
+
+@target("ladder", lambda: json.dumps({"flashllm_bench": 1, "rows": [_RUNG, _RUNG]}).encode())
+def _(data: bytes, folder: Path) -> None:
+    as_csv(charts_of(put(folder, "bench.json", data)))
 
 
 def _coded(name: str) -> bytes:
