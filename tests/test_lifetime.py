@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -61,10 +62,17 @@ def child(code: str, model: str, kind: str = "kept") -> subprocess.CompletedProc
     path = os.path.join(os.path.dirname(model), f"child-{abs(hash(code))}.py")
     with open(path, "w") as file:
         file.write(PRELUDE + code)
-    return subprocess.run(
-        [sys.executable, path, model, kind], capture_output=True, text=True, timeout=patience(120),
-        env={**os.environ, "PYTHONPATH": ":".join(sys.path)},
+    process = subprocess.Popen(
+        [sys.executable, path, model, kind], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        text=True, env={**os.environ, "PYTHONPATH": ":".join(sys.path)}, start_new_session=True,
     )  # fmt: skip
+    try:
+        out, err = process.communicate(timeout=patience(60))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)  # forked children hold the pipes, too
+        process.communicate()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
 def test_four_processes_one_file(model, expected):
