@@ -609,8 +609,9 @@ cdef extern from "fl_reader.h" nogil:
         const uint32_t *stored
         const uint64_t *digests
         uint64_t file_id
-    fl_reader *fl_reader_open(int fd, int mode, int64_t size, int depth, int64_t alignment,
-                              int64_t memory_alignment, int *error)
+    fl_reader *fl_reader_open(int fd, int mode, int64_t size, int depth, int ring_depth,
+                              int64_t alignment, int64_t memory_alignment, int *ring_error,
+                              int *error)
     void fl_reader_close(fl_reader *r)
     void fl_reader_free(fl_reader *r)
     int fl_reader_read(fl_reader *r, int64_t offset, int64_t length, uint8_t *out,
@@ -663,15 +664,16 @@ cdef _failure(int status, fl_failure *f):
 cdef class Reader:
     """fl_reader over a descriptor that it owns from now on; raises OSError when it cannot open."""
     cdef fl_reader *reader
+    cdef readonly int ring_error  # why threads read though a ring was asked for; 0: it works
 
     def __cinit__(self, int fd, int mode, int64_t size, int depth, int64_t alignment,
-                  int64_t memory_alignment):
+                  int64_t memory_alignment, int ring_depth=0):
         cdef int error = 0
-        if not 1 <= depth <= 256 or alignment < 1 or memory_alignment < 1:
-            raise ValueError("depth is 1..256 and alignments are positive")
+        if not 1 <= depth <= 256 or not 0 <= ring_depth <= 256 or alignment < 1 or memory_alignment < 1:
+            raise ValueError("depths are 1..256 and alignments are positive")
         with nogil:
-            self.reader = fl_reader_open(fd, mode, size, depth, alignment, memory_alignment,
-                                         &error)
+            self.reader = fl_reader_open(fd, mode, size, depth, ring_depth, alignment,
+                                         memory_alignment, &self.ring_error, &error)
         if self.reader == NULL:
             raise OSError(error, "cannot open a reader")
 

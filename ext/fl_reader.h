@@ -1,7 +1,8 @@
 /* Many reads in flight from native threads: a queue of batches over one fl_source.
  *
  * A batch is copied into one allocation, its ticket.  `depth` threads take its extents in order,
- * read, verify and note each; batches are served first come, first served.  Memory named by a
+ * read, verify and note each, or one thread that has a ring of them read by the kernel; batches are
+ * served first come, first served.  Memory named by a
  * batch belongs to the caller and must stay until fl_ticket_close has returned.  Every function
  * may be called from any thread of the process that opened the reader; in a forked child, where
  * the threads are gone, all but close and free answer FL_FORKED. */
@@ -53,9 +54,11 @@ typedef struct {
 } fl_run;
 
 /* Owns `fd` from success on; NULL and *error (errno) otherwise.  Threads start with the first
- * batch, so that opening a file for its header costs none. */
-fl_reader *fl_reader_open(int fd, int mode, int64_t size, int depth, int64_t alignment,
-                          int64_t memory_alignment, int *error);
+ * batch, so that opening a file for its header costs none.  With a `ring_depth` one thread drives a
+ * ring of so many reads (fl_uring.h) and `depth` threads do what the ring could not, FL_DIRECT only;
+ * when no ring can be had *ring_error is the errno, and the threads read. */
+fl_reader *fl_reader_open(int fd, int mode, int64_t size, int depth, int ring_depth,
+                          int64_t alignment, int64_t memory_alignment, int *ring_error, int *error);
 /* Cancels what is queued, waits for what is in flight, joins the threads; idempotent. */
 void fl_reader_close(fl_reader *r);
 void fl_reader_free(fl_reader *r);

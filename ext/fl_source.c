@@ -25,7 +25,7 @@ enum { SOFT_TRIES = 64, BOUNCE_BYTES = 1 << 20 };
 /* Extents from this size on go through blocks: smaller ones would waste most of a block. */
 enum { IN_BLOCKS_FROM = 512 << 10 };
 
-static uint64_t now_ns(void)
+uint64_t fl_source_now(void)
 {
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
@@ -35,6 +35,14 @@ static uint64_t now_ns(void)
 static void count(atomic_uint_fast64_t *counter, uint64_t n)
 {
     atomic_fetch_add_explicit(counter, n, memory_order_relaxed);
+}
+
+void fl_source_count(fl_source *s, int64_t n_bytes, uint64_t begun)
+{
+    count(&s->read_ns, fl_source_now() - begun);
+    count(&s->n_reads, 1);
+    if (n_bytes > 0)
+        count(&s->bytes_read, (uint64_t)n_bytes);
 }
 
 int fl_source_open(fl_source *s, int fd, int mode, int64_t size, int64_t alignment,
@@ -102,13 +110,12 @@ static int64_t fill(fl_source *s, int64_t offset, int64_t length, struct iovec *
         const struct iovec whole = iov[i];
         iov[i].iov_base = (uint8_t *)whole.iov_base + skip;
         iov[i].iov_len = whole.iov_len - skip;
-        const uint64_t start = now_ns();
+        const uint64_t start = fl_source_now();
         const ssize_t n = preadv(s->fd, iov + i, n_iov - i < IOV_MAX ? n_iov - i : IOV_MAX,
                                  offset + got);
         const int error = errno;
         iov[i] = whole;
-        count(&s->read_ns, now_ns() - start);
-        count(&s->n_reads, 1);
+        fl_source_count(s, n, start);
         if (n < 0) {
             const int soft = error == EINTR || error == EAGAIN;
             if (soft ? ++n_soft > SOFT_TRIES : error != EIO || n_hard++) {
@@ -122,7 +129,6 @@ static int64_t fill(fl_source *s, int64_t offset, int64_t length, struct iovec *
         }
         if (n == 0)
             break;
-        count(&s->bytes_read, (uint64_t)n);
         n_soft = 0;
         got += n;
         for (skip += (size_t)n; i < n_iov && skip >= iov[i].iov_len; i++)
@@ -139,7 +145,7 @@ static int64_t fill(fl_source *s, int64_t offset, int64_t length, struct iovec *
 static int read_map(fl_source *s, int64_t offset, int64_t length, const struct iovec *iov,
                     int n_iov, fl_failure *failure)
 {
-    const uint64_t start = now_ns();
+    const uint64_t start = fl_source_now();
     const uint8_t *base = fl_source_in_blocks(s, length) ? fl_blocks_base(s->blocks) : s->map;
     const uint8_t *from = base + offset;
     const void *fault = NULL;
@@ -149,8 +155,7 @@ static int read_map(fl_source *s, int64_t offset, int64_t length, const struct i
         fault = fl_guard_copy(iov[i].iov_base, from, iov[i].iov_len);
         from += iov[i].iov_len;
     }
-    count(&s->read_ns, now_ns() - start);
-    count(&s->n_reads, 1);
+    fl_source_count(s, 0, start);
     if (fstat(s->fd, &now))
         return fail(failure, FL_FAIL_READ, errno, offset);
     if (now.st_size < offset + length)

@@ -46,6 +46,10 @@ void fl_source_close(fl_source *s);
 int fl_source_read(fl_source *s, int64_t offset, int64_t length, struct iovec *iov, int n_iov,
                    fl_failure *failure);
 
+/* A read that was begun at `begun` (fl_source_now) elsewhere, for the counters. */
+uint64_t fl_source_now(void);
+void fl_source_count(fl_source *s, int64_t n_bytes, uint64_t begun);
+
 /* Any offset and length into `out`, through an aligned bounce buffer where the mode needs one. */
 int fl_source_copy(fl_source *s, int64_t offset, int64_t length, uint8_t *out,
                    fl_failure *failure);

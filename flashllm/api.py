@@ -75,6 +75,7 @@ class LLM:
         kv_type: str | None = None,
         prefill_chunk: int | None = None,
         io_depth: int | None = None,
+        io_engine: str | None = None,
         policy: str | None = None,
         mode: str | None = None,
         recall: float | None = None,
@@ -109,6 +110,7 @@ class LLM:
                 kv_type=kv_type,
                 prefill_chunk=prefill_chunk,
                 io_depth=io_depth,
+                io_engine=io_engine,
                 policy=policy,
                 mode=mode,
                 recall=recall,
@@ -125,6 +127,7 @@ class LLM:
             self.config, self.store, self.kernels = parts.config, parts.store, parts.kernels
             self.choice, self.model, self.memory = parts.choice, parts.model, parts.memory
             self.floors = assembly.make_floors(parts)
+            self.io_engine = parts.io_engine
             self.store.load(progress)
             self._engine = Engine(
                 parts.model, parts.store, parts.state, drafts=parts.drafts, check=parts.check
@@ -423,6 +426,7 @@ class LLM:
             "mode": self.mode,
             "ram_budget": self.ram_budget,
             "storage": self.choice.name,
+            "io_engine": self.io_engine,
             "kernels": self.kernels.name,
             "prefill_chunk": self.plan.chunk,
             "speculate": str(self._engine.drafts),

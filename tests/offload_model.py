@@ -11,7 +11,8 @@ import numpy as np
 from flashllm.container import ContainerWriter, lay_out_pieces, open_container
 from flashllm.offload import WeightStore
 from flashllm.probe.curve import DEFAULT_CURVE
-from flashllm.storage import open_storage
+
+from .readers import opened
 
 N_COLS = 48
 # name -> (kind, pieces, items, items per frame)
@@ -75,10 +76,10 @@ class AffineCurve:
 class Model:
     """An open container, its storage and its truth."""
 
-    def __init__(self, path, codec="raw", *, backend="pread", wrap=lambda storage: storage):
+    def __init__(self, path, codec="raw", *, reader="pread", wrap=lambda storage: storage):
         self.truth = write_model(path, codec)
         self.container = open_container(path)
-        self.storage = wrap(open_storage(backend, path, depth=4))
+        self.storage = wrap(opened(reader, path, depth=4))
         self.stores: list[WeightStore] = []
 
     def store(self, resident=None, **options) -> WeightStore:

@@ -183,7 +183,7 @@ def test_what_is_left_out_depends_on_nothing_else(made, monkeypatch):
 def test_audits_read_apart(made, monkeypatch):
     path, truths, _ = made
     # What is read across depends on what the disk was found to take: the same for both.
-    monkeypatch.setattr(assembly.opening, "probe_device", lambda *given: DEFAULT_CURVE)
+    monkeypatch.setattr(assembly.opening, "probe_device", lambda *given, **named: DEFAULT_CURVE)
     monkeypatch.setattr(Pace, "note", lambda self, **found: None)
     read = []
     for audit in (0, 4):

@@ -15,6 +15,7 @@ from flashllm.conversion.enlarge import inflate
 from flashllm.units import MIB
 
 from .patience import patience
+from .readers import READERS, settings
 from .tiny import GOLDEN
 
 
@@ -30,8 +31,8 @@ import os, sys
 from flashllm import LLM
 from flashllm.errors import FlashError
 
-path, backend, change = sys.argv[1:]
-llm = LLM(path, ram_budget="300MiB", storage=backend, pin=False)
+path, backend, engine, change = sys.argv[1:]
+llm = LLM(path, ram_budget="300MiB", storage=backend, io_engine=engine, pin=False)
 ask = dict(max_tokens=6, temperature=2.0, seed=1, ignore_eos=True)
 before = llm.generate([1, 2, 3], **ask).tokens
 stream = llm.stream([1, 2, 3], **ask)
@@ -79,12 +80,12 @@ CHANGES = {
 }
 
 
-@pytest.mark.parametrize("backend", ["direct", "pread", "mmap"])
+@pytest.mark.parametrize("reader", READERS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_file_that_changes_under_an_engine(tmp_path, content, change, backend):
+def test_a_file_that_changes_under_an_engine(tmp_path, content, change, reader):
     path = tmp_path / "model.flash"
     path.write_bytes(content)
-    done = run(CHILD, str(path), backend, change)
+    done = run(CHILD, str(path), *settings(reader, path).values(), change)
     assert done.returncode == 0, f"{done.returncode}: {done.stderr}"
     first, second = done.stdout.splitlines()
     assert first == CHANGES[change]

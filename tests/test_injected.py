@@ -39,7 +39,7 @@ from flashllm import LLM, assembly
 from flashllm.errors import FlashReadError
 from flashllm.probe.curve import DEFAULT_CURVE
 
-assembly.opening.probe_device = lambda *a: DEFAULT_CURVE  # the reads counted are the engine's own
+assembly.opening.probe_device = lambda *a, **k: DEFAULT_CURVE  # only the engine's reads count
 
 def descriptors():
     return len(os.listdir("/proc/self/fd"))

@@ -14,7 +14,8 @@ import pytest
 from .patience import patience
 
 ROOT = Path(__file__).parent.parent
-NAMES = ("fl_xxh64", "fl_planes", "fl_reader", "fl_blocks", "fl_source", "fl_guard")
+NAMES = ("fl_xxh64", "fl_planes", "fl_reader", "fl_blocks", "fl_source", "fl_guard",
+         "fl_uring")  # fmt: skip
 SOURCES = ["tests/native/fuzz_bytes.c", *(f"ext/{name}.c" for name in NAMES)]
 
 

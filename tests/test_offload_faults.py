@@ -283,12 +283,9 @@ def test_a_slow_device_is_waited_for(tmp_path):
 
 
 @pytest.mark.parametrize("codec", ["raw", "planes"])
-@pytest.mark.parametrize("backend", ["direct", "mmap"])
-def test_other_backends(tmp_path, backend, codec):
-    try:
-        model = Model(tmp_path / "m.flash", codec, backend=backend)
-    except UnsupportedError as error:
-        pytest.skip(str(error))
+@pytest.mark.parametrize("reader", ["direct", "ring", "mmap"])
+def test_other_readers(tmp_path, reader, codec):
+    model = Model(tmp_path / "m.flash", codec, reader=reader)
     if 512 % model.storage.alignment:
         pytest.skip(f"alignment {model.storage.alignment} here")
     for mode in ("sweep", "cached"):

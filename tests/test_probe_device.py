@@ -43,8 +43,8 @@ def test_probe_is_bounded_on_a_slow_device(path, monkeypatch):
     def pass_time(seconds):
         now[0] += seconds
 
-    def slow(name, path, *, depth):
-        inner = open_storage(name, path, depth=depth)
+    def slow(name, path, *, depth, engine):
+        inner = open_storage(name, path, depth=depth, engine=engine)
         price = dict(seconds_per_read=0.01, bytes_per_s=1e6)
         return SlowStorage(inner, **price, clock=lambda: now[0], sleep=pass_time)
 
@@ -85,8 +85,8 @@ def test_direct_that_fills_the_page_cache_is_found_out(path, monkeypatch):
     """A file system that takes the flag and reads through the cache all the same."""
     real = open_storage
 
-    def pretend(name, path, *, depth=16):
-        return real("pread", path, depth=depth)
+    def pretend(name, path, *, depth=16, engine="threads"):
+        return real("pread", path, depth=depth, engine=engine)
 
     resident = iter([0, 4096])
     monkeypatch.setattr(device, "open_storage", pretend)

@@ -12,12 +12,13 @@ import os
 import numpy as np
 import pytest
 
-from flashllm.errors import FlashReadError, UnsupportedError
-from flashllm.storage import STORAGES, ReadBatch, open_storage
+from flashllm.errors import FlashReadError
+from flashllm.storage import ReadBatch
 from flashllm.stress.confine import make_cold
 from flashllm.units import MIB
 
 from .loop_disk import loop_disk
+from .readers import READERS, opened
 
 UNIT = 65536
 pytestmark = pytest.mark.kernel
@@ -35,13 +36,9 @@ def failing(tmp_path_factory):
         yield path
 
 
-@pytest.mark.parametrize("name", STORAGES.names())
+@pytest.mark.parametrize("name", READERS)
 def test_a_failing_disk_is_a_typed_error_with_its_place(failing, name):
-    try:
-        storage = open_storage(name, failing)
-    except UnsupportedError as error:
-        pytest.skip(str(error))
-    with storage:
+    with opened(name, failing) as storage:
         n = storage.size // UNIT
         memory = np.empty(UNIT + 4096, np.uint8)
         address = -(-memory.ctypes.data // 4096) * 4096

@@ -3,6 +3,7 @@
 The shim is compiled on the spot and loaded into a child before everything else.  After arm("plan")
 each preadv takes the next letter: s returns at most 1536 bytes, i EINTR, a EAGAIN, e EIO, x ENXIO,
 z nothing (end of file), b blocks for a minute, . is the real call; the last letter goes on forever.
+A ring of io_uring makes no such calls, so that threads read here.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ backend, path, plan = sys.argv[1:]
 content = np.random.default_rng(1).integers(0, 256, 40960, np.uint8)
 with open(path, "wb") as file:
     file.write(content.tobytes())
-storage = open_storage(backend, path, depth=1)
+storage = open_storage(backend, path, depth=1, engine="threads")
 arm = ctypes.CDLL(None).arm
 memory = np.frombuffer(mmap.mmap(-1, 40960), np.uint8)
 spots = np.random.default_rng(2).permutation(80) * 512

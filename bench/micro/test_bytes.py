@@ -12,10 +12,11 @@ from flashllm import _core
 from flashllm.container.base import CODECS
 from flashllm.errors import UnsupportedError
 from flashllm.quant import WEIGHT_TYPES
-from flashllm.storage import STORAGES, ReadBatch, open_storage
+from flashllm.storage import ReadBatch, open_storage
 from flashllm.units import KIB, MIB
 
 FRAME = 64 * KIB
+READERS = [("direct", "threads"), ("direct", "uring"), ("pread", "threads"), ("mmap", "threads")]
 FILE_BYTES, READ_BYTES = 128 * MIB, 8 * MIB
 
 
@@ -62,15 +63,15 @@ def file(tmp_path_factory):
     os.remove(path)
 
 
-@pytest.mark.parametrize("size", [16 * KIB, 256 * KIB])
-@pytest.mark.parametrize("name", list(STORAGES))
-def test_read(name, size, file, against):
+@pytest.mark.parametrize("size", [8 * KIB, 16 * KIB, 256 * KIB])
+@pytest.mark.parametrize("name, engine", READERS)
+def test_read(name, engine, size, file, against):
     n = READ_BYTES // size
     rng, room = np.random.default_rng(1), np.frombuffer(mmap.mmap(-1, READ_BYTES), np.uint8)
     room[::4096] = 1
     addresses = room.ctypes.data + np.arange(n) * size
     try:
-        storage = open_storage(name, file, depth=16)
+        storage = open_storage(name, file, engine=engine)
         direct = os.open(file, os.O_RDONLY | os.O_DIRECT)
     except (UnsupportedError, OSError, AttributeError) as error:
         pytest.skip(str(error))

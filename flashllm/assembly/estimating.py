@@ -57,7 +57,7 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
         floor = floor_of(*arguments, process_bytes=process, predicted=predicted)
         budget = budget_bytes(ram_budget, container.size)
         plan = make_plan(*arguments, budget, process_bytes=process, predicted=predicted)
-    choice = choose_backend(path, wishes.storage)
+    choice = choose_backend(path, wishes.storage, engine=wishes.io_engine)
     speed = choice.curve.sequential_bytes_per_s
     streamed = plan.bytes_per_token
     return Estimate(

@@ -48,6 +48,7 @@ class Parts:
     store: WeightStore
     kernels: Any
     choice: Choice
+    io_engine: str  # that reads: uring or threads
     model: Any
     state: Any
     kv_dtype: type  # of the state, where it grows
@@ -81,12 +82,13 @@ def open_parts(
              "reserve_bytes": reserve_bytes}  # fmt: skip
     plan = make_plan(*arguments, **known)
     memory = MemoryWatch()
-    choice = choose_backend(path, wishes.storage, streams=plan.streamed_bytes > 0)
+    choice = choose_backend(path, wishes.storage, streams=plan.streamed_bytes > 0,
+                            engine=wishes.io_engine)  # fmt: skip
     if wishes.storage == "auto" and choice.name != "direct":
         plan = make_plan(*arguments, backend=choice.name, **known)
     if on_plan is not None:
         on_plan(plan)
-    storage = open_storage(choice.name, path, depth=wishes.io_depth)
+    storage = open_storage(choice.name, path, depth=wishes.io_depth, engine=wishes.io_engine)
     stack.callback(storage.close)
     container.check_same_file(storage.fileno())  # the path was opened twice
     store = WeightStore(
@@ -117,8 +119,8 @@ def open_parts(
     state = model.new_state(plan.n_context, dtype)
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
-        kernels=kernels, choice=choice, model=model, state=state, kv_dtype=dtype,
-        drafts=wishes.speculate, memory=memory,
+        kernels=kernels, choice=choice, io_engine=storage.engine, model=model,
+        state=state, kv_dtype=dtype, drafts=wishes.speculate, memory=memory,
         check=store.check if wishes.debug else None,
     )  # fmt: skip
 
@@ -148,7 +150,9 @@ def read_config(container: Container):
     return config, MODELS[container.family]
 
 
-def choose_backend(path: str, name: str, *, streams: bool = True) -> Choice:
+def choose_backend(
+    path: str, name: str, *, streams: bool = True, engine: str = "threads"
+) -> Choice:
     """The backend to read with: as asked, or by a probe when `auto`.
 
     Where something `streams` the device's curve is measured either way, because the planner of
@@ -158,8 +162,8 @@ def choose_backend(path: str, name: str, *, streams: bool = True) -> Choice:
         raise UnknownNameError("storage", name, ["auto", *STORAGES])
     curve = None if streams else DEFAULT_CURVE
     if name == "auto":
-        return choose_storage(path, curve=curve)
-    return Choice(name, "asked for", curve or probe_device(path, name))
+        return choose_storage(path, curve=curve, engine=engine)
+    return Choice(name, "asked for", curve or probe_device(path, name, engine=engine))
 
 
 def load_tokenizer(container: Container, config: Any):

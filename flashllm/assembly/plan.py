@@ -23,7 +23,7 @@ from ..planning import (
     plan_budget,
     replan,
 )
-from ..storage import STORAGES
+from ..storage import STORAGES, THREADS
 from ..tracing.activity import BLOB, decode_activity
 from ..units import align_up
 from ..watch import MemoryWatch
@@ -65,7 +65,8 @@ def make_plan(
     if backend is None:
         backend = wishes.storage if wishes.storage in STORAGES else "direct"
     longest = max(STAGE_BYTES, *(plane.frame_bytes for plane in container.planes.values()))
-    passing = min(STORAGES[backend].cached_bytes(wishes.io_depth, longest), container.size)
+    readers = wishes.io_depth or THREADS
+    passing = min(STORAGES[backend].cached_bytes(readers, longest), container.size)
     activity = {}
     if BLOB in container.blobs:
         activity = decode_activity(container.path, container.read_blob(BLOB))
@@ -91,7 +92,8 @@ def make_plan(
                 "growth of the interpreter": GROWTH_BYTES,
                 "results": RESULT_BYTES + 4 * config.vocab_size,
                 "vectors": vector_bytes,
-                "reader threads": wishes.io_depth * THREAD_BYTES,
+                # With a ring (73 KiB, its thread too) fewer of these start.
+                "reader threads": readers * THREAD_BYTES,
                 "compute threads": wishes.num_threads * THREAD_BYTES,
                 **({"drafts": guessed} if guessed else {}),
                 **({"page cache in passing": passing} if passing else {}),

@@ -25,7 +25,8 @@ class Wishes:
     storage: str
     kernels: str
     num_threads: int
-    io_depth: int
+    io_depth: int | None
+    io_engine: str
     n_context: int | None
     prefill_chunk: int
     kv_type: str
@@ -45,8 +46,8 @@ class Wishes:
                   if name != "pin"}
         values["num_threads"] = values["num_threads"] or usable_processors()
         for name in ("num_threads", "io_depth", "prefill_chunk", "n_context"):
-            if name == "n_context" and values[name] is None:
-                continue  # as much as the model and the budget allow
+            if name in ("n_context", "io_depth") and values[name] is None:
+                continue  # as much as the model and the budget allow; the engine's own depth
             if not isinstance(values[name], int) or values[name] < 1:
                 raise UsageError(f"{name} must be a whole number from 1, not {values[name]!r}")
         if values["mode"] not in MODES:

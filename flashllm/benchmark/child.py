@@ -42,6 +42,7 @@ def _facts(llm: LLM) -> dict[str, Any]:
         "parameters": matrices + vectors, "file_bytes": llm.container.size,
         "digest": llm.container.digest, "kernels": llm.kernels.name,
         "n_threads": llm.kernels.n_threads, "storage": llm.choice.name,
+        "io_engine": llm.io_engine,
         "ram_budget": llm.ram_budget, "n_context": llm.n_context, "load_ms": llm.load_ms,
         "kept_bytes": sum(view.nbytes for view in llm.store.memory()), "mode": llm.mode,
         "streamed_bytes": llm.plan.streamed_bytes,

@@ -86,17 +86,34 @@ def _device(model: str | None) -> dict:
 
 def _probe(path: str) -> dict:
     from ..probe.device import choose_storage
+    from ..storage import open_storage
 
-    choice = choose_storage(path)
+    engine = resolve("io_engine").value
+    choice = choose_storage(path, engine=engine)
+    with open_storage(choice.name, path, depth=1, engine=engine) as storage:
+        io_engine = storage.engine
     curve = choice.curve
     return {
         "storage": choice.name,
         "why": choice.why,
+        "io_engine": io_engine,
+        "uring": _ring_trouble(path) or "works here",
         "sequential_bytes_per_s": curve.sequential_bytes_per_s,
         "seconds_for_1000_reads": {
             str(size): curve.seconds(1000, size) for size in (4096, 16384, 65536, 262144, MIB)
         },
     }
+
+
+def _ring_trouble(path: str) -> str:
+    """Why io_engine uring cannot read this file; "" when it can."""
+    from ..storage import open_storage
+
+    try:
+        open_storage("direct", path, depth=1, engine="uring").close()
+    except FlashError as error:
+        return str(error)
+    return ""
 
 
 def _settings() -> list[dict]:
@@ -122,6 +139,7 @@ def _show(report: dict) -> None:
     print(f"memory cgroups: {memory['cgroups']}")
     device = report["device"]
     print(f"\nstorage backend: {device['storage']} ({device['why']})")
+    print(f"  I/O engine: {device['io_engine']} (uring: {device['uring']})")
     rate = device["sequential_bytes_per_s"] / 1e6
     print(f"  sequential {rate:.0f} MB/s; 1000 scattered reads of")
     for size, seconds in device["seconds_for_1000_reads"].items():

@@ -18,6 +18,7 @@ ENGINE_FLAGS = (
     ("--kv-type", "T", str, "auto, f32 or f16"),
     ("--prefill-chunk", "N", int, "prompt tokens that share a pass over the weights"),
     ("--io-depth", "N", int, "reads in flight"),
+    ("--io-engine", "NAME", str, "who waits for the device: threads or uring"),
     ("--mode", "NAME", str, "exact, or approx: decode with predicted neurons only"),
     ("--recall", "R", float, "approx: share of the active neurons to be predicted, such as 0.99"),
     ("--density", "D", float, "approx, models without exact zeros: share of neurons to compute"),

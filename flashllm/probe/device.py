@@ -33,9 +33,10 @@ class Choice:
 
 
 def probe_device(
-    path: str | os.PathLike, storage: str, *, seconds: float = 0.3, seed: int = 0
-) -> DeviceCurve:
-    """The curve of reading `path` with the backend `storage`.
+    path: str | os.PathLike, storage: str, *, seconds: float = 0.3, seed: int = 0,
+    engine: str = "threads",
+) -> DeviceCurve:  # fmt: skip
+    """The curve of reading `path` with the backend `storage`, by the I/O engine `engine`.
 
     Everything is measured twice, as far as `seconds` go, and the lesser time taken: a stall of
     somebody else's making is no property of the device.  Sizes of which the file has too few
@@ -46,20 +47,22 @@ def probe_device(
     # All reads land in the same memory: nobody looks at it, and a probe must not cost 16 MiB.
     room = np.frombuffer(mmap.mmap(-1, SIZES[-1]), np.uint8)
     name, started = f"probed ({storage})", time.perf_counter()
-    points = _points(path, storage, rng, room, seconds / 2)
+    points = _points(path, storage, engine, rng, room, seconds / 2)
     if not points:
         return DEFAULT_CURVE
     passes = [DeviceCurve(name, points)]
     if time.perf_counter() - started < seconds:  # else so slow that stalls hardly count
-        passes.append(DeviceCurve(name, _points(path, storage, rng, room, seconds / 2)))
+        passes.append(DeviceCurve(name, _points(path, storage, engine, rng, room, seconds / 2)))
     return DeviceCurve(name, best_curve(passes).points)
 
 
-def _points(path, storage: str, rng, room: np.ndarray, seconds: float) -> tuple[Point, ...]:
+def _points(
+    path, storage: str, engine: str, rng, room: np.ndarray, seconds: float
+) -> tuple[Point, ...]:
     """One pass over depths and sizes."""
     points, per_depth = [], seconds / len(DEPTHS)
     for depth in DEPTHS:
-        with open_storage(storage, path, depth=depth) as opened:
+        with open_storage(storage, path, depth=depth, engine=engine) as opened:
             n_ready = min(depth, opened.size // SIZES[0])
             _time(opened, np.zeros(n_ready, np.int64), SIZES[0], depth, room, per_depth)
             spent = 0.0
@@ -105,21 +108,25 @@ def _caching(storage: Storage) -> bool | None:
     return resident_bytes(fd, 0, length) > 0
 
 
-def choose_storage(path: str | os.PathLike, *, curve: DeviceCurve | None = None) -> Choice:
+def choose_storage(
+    path: str | os.PathLike, *, curve: DeviceCurve | None = None, engine: str = "threads"
+) -> Choice:
     """How to read `path` on this machine: `direct` where it truly is, else the faster of the rest.
 
-    `curve`, when given, is carried instead of probing speeds.  Raises as open_storage does for a
-    file that cannot be read at all.
+    `curve`, when given, is carried instead of probing speeds; `engine` is the I/O engine to read
+    with.  Raises as open_storage does for a file that cannot be read at all, or not by `engine`.
     """
     try:
-        with open_storage("direct", path, depth=1) as storage:
+        with open_storage("direct", path, depth=1, engine=engine) as storage:
             caching, alignment = _caching(storage), storage.alignment
     except UnsupportedError as error:
+        if engine == "uring":
+            raise
         refusal = str(error)
     else:
         if not caching:
             seen = "page cache not checkable" if caching is None else "nothing in the page cache"
-            found = curve or probe_device(path, "direct")
+            found = curve or probe_device(path, "direct", engine=engine)
             why = f"O_DIRECT works ({alignment}-byte reads, {seen}), {_speed(found)}"
             return Choice("direct", why, found)
         refusal = "O_DIRECT is accepted but fills the page cache"

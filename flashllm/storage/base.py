@@ -153,6 +153,7 @@ class Storage(ABC):
     size: int  # bytes, when it was opened
     alignment: int  # of offsets and lengths of extents and destinations; 1 when any will do
     memory_alignment: int  # of destination addresses
+    engine: str  # who waits for the device: "threads" or "uring"
 
     @abstractmethod
     def submit(self, batch: ReadBatch, describe: Describe | None = None) -> Ticket:

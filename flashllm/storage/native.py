@@ -1,7 +1,10 @@
 """Storage over the compiled reader: opens the file safely and words what goes wrong.
 
 The three backends differ in how the descriptor is prepared and in the reader's mode; everything
-else they share is here.
+else they share is here, and the I/O engine too, who waits for the device: `threads`, as many as
+reads are in flight, in a blocking call each; or `uring`, one thread that drives a ring of the
+kernel's asynchronous reads (io_uring).  That is for `direct` only: buffered ones would block kernel
+workers instead.
 """
 
 from __future__ import annotations
@@ -11,9 +14,21 @@ import mmap
 import os
 
 from .. import _core
-from ..errors import ChecksumError, ClosedError, FlashReadError, UsageError
+from ..errors import (
+    ChecksumError,
+    ClosedError,
+    FlashReadError,
+    UnknownNameError,
+    UnsupportedError,
+    UsageError,
+)
 from ..regular import open_regular
 from .base import READ_LIMIT, Describe, ReadBatch, Storage, Ticket
+
+ENGINES = ("threads", "uring")
+# Reads in flight unless asked otherwise.  In a ring one more costs nothing but a few hundred bytes:
+# 8 KiB each, 64 at once are served at 54,000 a second, 16 at 46,000.
+THREADS, RING_DEPTH = 16, 64
 
 
 def _open(path: str | os.PathLike) -> tuple[str, int, int]:
@@ -58,16 +73,23 @@ class NativeStorage(Storage):
     mode: int
     most_threads = 256
 
-    def __init__(self, path: str | os.PathLike, *, depth: int = 16):
-        if not isinstance(depth, int) or not 1 <= depth <= 256:
+    def __init__(
+        self, path: str | os.PathLike, *, depth: int | None = None, engine: str = "threads"
+    ):
+        if engine not in ENGINES:
+            raise UnknownNameError("io_engine", engine, list(ENGINES))
+        if depth is not None and (not isinstance(depth, int) or not 1 <= depth <= 256):
             raise UsageError(f"depth is the number of reads in flight, 1 to 256, not {depth!r}")
-        self.depth = depth = min(depth, self.most_threads)
+        n_threads = min(depth or THREADS, self.most_threads)
         self.path, fd, self.size = _open(path)
         try:
             self.alignment, self.memory_alignment = self._prepare(fd)
+            if engine == "uring" and self.mode != _core.READ_DIRECT:
+                raise self._no_ring(f"storage {self.name} does not read past the page cache")
             self._reader = _core.Reader(
-                fd, self.mode, self.size, depth, self.alignment, self.memory_alignment
-            )
+                fd, self.mode, self.size, n_threads, self.alignment, self.memory_alignment,
+                (depth or RING_DEPTH) if engine == "uring" else 0,
+            )  # fmt: skip
         except OSError as error:
             os.close(fd)
             if isinstance(error, FlashReadError):
@@ -78,6 +100,13 @@ class NativeStorage(Storage):
             os.close(fd)
             raise
         self._fd: int | None = fd
+        self.engine = engine
+        if engine == "uring" and self._reader.ring_error:
+            self.close()
+            raise self._no_ring(os.strerror(self._reader.ring_error))
+
+    def _no_ring(self, why: str) -> UnsupportedError:
+        return UnsupportedError(f"{self.path}: io_engine uring: {why}")
 
     def _prepare(self, fd: int) -> tuple[int, int]:
         """Make the descriptor ready; (alignment, memory alignment)."""

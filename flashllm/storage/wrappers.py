@@ -26,6 +26,7 @@ class _Wrapper(Storage):
         self.inner = inner
         self.name, self.path, self.size = inner.name, inner.path, inner.size
         self.alignment, self.memory_alignment = inner.alignment, inner.memory_alignment
+        self.engine = inner.engine
 
     def read(self, offset: int, length: int) -> bytes:
         return self.inner.read(offset, length)
