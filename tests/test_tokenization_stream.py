@@ -112,6 +112,15 @@ def test_work_per_token_is_bounded():
         assert len(stream._context) + len(stream._held) < 8
 
 
+def test_one_text_has_one_row_of_ids():
+    """Merges dropped at random are for training (P13)."""
+    raw = json.loads(sentencepiece_like())
+    raw["model"]["dropout"] = 0.5
+    tokenizer = Tokenizer.from_blobs({"tokenizer.json": json.dumps(raw).encode()})
+    ids = TOKENIZERS["sentencepiece"].encode("ab ab ab ab")
+    assert all(tokenizer.encode("ab ab ab ab") == ids for _ in range(8))
+
+
 def test_stored_truncation_and_padding_are_off():
     ids = TOKENIZERS["sentencepiece"].encode("a b a b a b a b a b a b")
     assert len(ids) == 12

@@ -2,9 +2,10 @@
 
 The `tokenizers` library does the work and is imported when the first tokenizer is made.  The file
 is carried verbatim; truncation and padding stored in it are switched off, because a prompt must
-never be cut in silence.  BOS is added once: by the file's own post-processor or by us where
-tokenizer_config.json asks for it, and not at all where the text already starts with it (a chat
-template wrote it) or where the config says so.
+never be cut in silence, and so is dropout of merges, because one text has one row of ids.  BOS is
+added once: by the file's own post-processor or by us where tokenizer_config.json asks for it, and
+not at all where the text already starts with it (a chat template wrote it) or where the config says
+so.
 """
 
 from __future__ import annotations
@@ -69,6 +70,8 @@ class Tokenizer:
             raise _of_library(problem, path, "a tokenizer") from None
         library.no_truncation()
         library.no_padding()
+        if getattr(library.model, "dropout", None):
+            library.model.dropout = None
         config = _json_object(blobs, "tokenizer_config.json", path)
         named = config.get("bos_token") or _json_object(blobs, "special_tokens_map.json", path).get(
             "bos_token"
