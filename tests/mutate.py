@@ -203,6 +203,53 @@ BREAKS = {
         "            raise ConversionError(f\"{self.final}: sync failed",
         ("test_container_writer.py::test_failed_sync_leaves_nothing",),
     ),
+    "leave what was read in the page cache": Break(
+        "flashllm/storage/direct.py", "flags | os.O_DIRECT", "flags", ("test_storage_contract.py",)
+    ),
+    "map more than is needed": Break(
+        "flashllm/cache/arena.py", "max(self.n_bytes, REGION_ALIGNMENT), **kind)",
+        "max(self.n_bytes, REGION_ALIGNMENT) + 2**30, **kind)",
+        ("test_file_changes.py::test_no_large_mappings",),
+    ),
+    "leave the source in the page cache": Break(
+        "flashllm/checkpoints/files.py", "self._drop(offset + done, n_read)", "pass",
+        ("test_checkpoints_safetensors.py", "test_conversion_interrupted.py"),
+    ),
+    "believe that memory was given": Break(
+        "ext/fl_reader.c", "    fl_ticket *t = calloc(1, state_at + n_extents);\n\n    if (!t)",
+        "    fl_ticket *t = calloc(1, state_at + n_extents);\n\n    if (0)", ("test_no_memory.py",),
+    ),
+    "a product that wraps": Break(
+        "flashllm/checkpoints/safetensors.py",
+        "n_bytes = math.prod(shape) * _DTYPE_BYTES[dtype]  #",
+        "n_bytes = math.prod(shape) * _DTYPE_BYTES[dtype] % 2**32  #",
+        ("test_checkpoints_safetensors.py",),
+    ),
+    "believe the size that is stated": Break(
+        "flashllm/container/header.py", "stated_bytes == file_bytes,", "True,",
+        ("test_container_damage.py", "test_container_hostile.py"),
+    ),
+    "round what should be kept": Break(
+        "flashllm/conversion/layout.py",
+        'return kinds.pop() if len(kinds) == 1 and kinds <= {"f16", "bf16", "f32"} else "f32"',
+        'return "f16"', ("test_conversion_convert.py::test_keep_is_exact",),
+    ),
+    "take an interruption for an error": Break(
+        "ext/fl_source.c", "const int soft = error == EINTR || error == EAGAIN;",
+        "const int soft = error == EAGAIN;", ("test_storage_retries.py",),
+    ),
+    "write under the final name": Break(
+        "flashllm/durable.py", 'final.with_name(final.name + ".partial")',
+        "final.with_name(final.name)", ("test_durable.py", "test_container_writer.py"),
+    ),
+    "begin on a full disk": Break(
+        "flashllm/container/partial.py", "if needed > free:", "if False:",
+        ("test_container_writer.py", "test_disk_faults.py::test_a_full_disk_is_known_at_the_start"),
+    ),
+    "keep the handle of a dropped stream": Break(
+        "flashllm/api.py", "        self._lock.release()", "        del exc_info",
+        ("test_lifetime.py::test_a_dropped_stream_frees_the_handle",),
+    ),
 }  # fmt: skip
 
 
