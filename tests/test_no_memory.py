@@ -9,17 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from . import tiny
 from .patience import patience
-
-ROOT = Path(__file__).parent.parent
+from .preload import built
 
 CHILD = """
 import ctypes, gc, json, sys
@@ -61,16 +58,7 @@ print(json.dumps([n, bool(fired), refused, answered]))
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
-    compiler = shutil.which("gcc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs gcc and glibc")
-    out = tmp_path_factory.mktemp("shim") / "fail_alloc.so"
-    flags = ["-std=c11", "-O1", "-D_GNU_SOURCE=1", "-Wall", "-Wextra", "-shared", "-fPIC"]
-    source = "tests/native/fail_alloc.c"
-    done = subprocess.run([compiler, *flags, source, "-o", str(out), "-ldl"], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return str(out)
+    return built("fail_alloc", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.mark.parametrize("kind", ["ours", pytest.param("large", marks=pytest.mark.long)])

@@ -5,10 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,8 @@ from flashllm.conversion.enlarge import inflate
 from flashllm.units import MIB
 
 from .patience import patience
+from .preload import built
 from .tiny import GOLDEN
-
-ROOT = Path(__file__).parent.parent
 
 CHILD = """
 import ctypes, json, os, sys
@@ -48,16 +45,7 @@ print(json.dumps([same, n_cut]))
 
 @pytest.fixture(scope="module")
 def shim(tmp_path_factory):
-    compiler = shutil.which("gcc")
-    if compiler is None or not sys.platform.startswith("linux"):
-        pytest.skip("needs gcc and glibc")
-    out = tmp_path_factory.mktemp("shim") / "short_reads.so"
-    flags = ["-std=c11", "-O1", "-D_GNU_SOURCE=1", "-Wall", "-Wextra", "-shared", "-fPIC"]
-    source = "tests/native/short_reads.c"
-    done = subprocess.run([compiler, *flags, source, "-o", str(out), "-ldl"], cwd=ROOT,
-                          capture_output=True, text=True)  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return str(out)
+    return built("short_reads", tmp_path_factory.mktemp("shim"))
 
 
 @pytest.fixture(scope="module")
