@@ -30,6 +30,12 @@ def expect_replaceable(path: str | os.PathLike) -> None:
         raise UsageError(f"{os.fspath(path)} is no regular file, and no file takes its place")
 
 
+def expect_other(path: str | os.PathLike, source: str | os.PathLike, what: str) -> None:
+    """UsageError where `path` is the file `source` by whatever name: writing would destroy it."""
+    if os.path.exists(path) and os.path.samefile(source, path):
+        raise UsageError(f"{os.fspath(path)} is {what}; it would be overwritten")
+
+
 def sync_directory(path: Path) -> None:
     """Make a rename inside the directory `path` durable; the system's OSError otherwise."""
     if os.name != "posix":

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 
 from ..api import LLM, Delta, Result
+from ..durable import expect_other
 from ..errors import UsageError
 from .footer import approximation
 from .options import add_engine_flags, engine_arguments, token_ids
@@ -79,8 +79,7 @@ def _journal(path: str | None, llm: LLM, stack: ExitStack) -> Callable[[Delta], 
         return lambda delta: None
     from ..benchmark.journal import Journal
 
-    if os.path.exists(path) and os.path.samefile(path, llm.container.path):
-        raise UsageError(f"{path} is the model; it would be overwritten")
+    expect_other(path, llm.container.path, "the model")
     return Journal(stack.enter_context(open(path, "w", encoding="utf-8")), llm).heard
 
 

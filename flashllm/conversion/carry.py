@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from ..container import ContainerWriter, open_container
-from ..errors import UsageError
+from ..durable import expect_other
 from ..predictors.fit import is_fit_blob
 from .convert import CONVERTER_VERSION
 from .from_container import PlaneReader
@@ -26,8 +26,7 @@ def with_predictors(
     """Write the container `source` as `output`, which carries `blobs` in place of the predictors it
     had; returns the new digest.  Raises as `convert` does."""
     output = Path(output)
-    if output.exists() and os.path.samefile(source, output):
-        raise UsageError(f"{output} is the source; it would be overwritten")
+    expect_other(output, source, "the source")
     with open_container(source) as given:
         total, done = sum(p.n_items * p.stride for p in given.planes.values()), 0
         with ContainerWriter(

@@ -21,7 +21,8 @@ from ..checkpoints import Checkpoint
 from ..checkpoints.files import MAX_TOKENIZER_BYTES, read_whole
 from ..codecs import CODECS
 from ..container import ContainerWriter
-from ..errors import CheckpointError, UsageError
+from ..durable import expect_other
+from ..errors import CheckpointError
 from ..models.base import VectorRole
 from ..tracing.activity import BLOB
 from .layout import check_quant
@@ -239,5 +240,4 @@ def _vector(checkpoint: Checkpoint, resolved: Resolved, role: VectorRole) -> np.
 
 def _refuse_own_source(checkpoint: Checkpoint, output: Path) -> None:
     for source in checkpoint.files:
-        if output.exists() and os.path.samefile(source, output):
-            raise UsageError(f"{output} is a file of the source; it would be overwritten")
+        expect_other(output, source, "a file of the source")

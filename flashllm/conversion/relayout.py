@@ -19,6 +19,7 @@ import numpy as np
 
 from ..container import Container, ContainerWriter, open_container
 from ..container.base import MAX_FRAME_BYTES, PlaneShape
+from ..durable import expect_other
 from ..errors import UsageError
 from ..models.base import bundling
 from ..predictors.fit import is_fit_blob
@@ -86,8 +87,7 @@ def relayout(
                              f"{input} is {source.digest[:16]}…")
         if recorded is not None and not recorded.layers[0].plane.endswith(".ffn"):
             raise UsageError(f"{trace} is of {recorded.layers[0].plane}: it orders no neurons")
-        if output.exists() and os.path.samefile(input, output):
-            raise UsageError(f"{output} is the source; it would be overwritten")
+        expect_other(output, input, "the source")
         picked = recorded is not None or bundle == "all"
         made = targets(source, bundle=bundle, per_frame=per_frame, picked=picked)
         sizes = {t.shape.name: t.shape.per_frame for t in made if t.shape.name.endswith(".ffn")}
