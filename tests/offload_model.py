@@ -123,10 +123,12 @@ def read_scan(model: Model, store: WeightStore, name: str) -> int:
     return n
 
 
-def read_ids(model: Model, store: WeightStore, name: str, ids: np.ndarray) -> int:
-    """Acquire items, compare each with the truth; returns the number of leases."""
+def read_ids(
+    model: Model, store: WeightStore, name: str, ids: np.ndarray, *, audit: bool = False
+) -> int:
+    """Acquire or audit items, compare each with the truth; returns the number of leases."""
     plane, truth, at, n = model.container.planes[name], model.truth[name], 0, 0
-    for lease in store.acquire(name, ids):
+    for lease in (store.audit if audit else store.acquire)(name, ids):
         assert len(lease.ids)
         assert (ids[at : at + len(lease.ids)] == lease.ids).all()
         for item in lease.ids.tolist():

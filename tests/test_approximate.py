@@ -29,6 +29,7 @@ from flashllm.errors import (
 from flashllm.evaluation import negative_log_likelihood
 from flashllm.kernels import choose_kernels
 from flashllm.kernels.base import PieceView, weight_code
+from flashllm.models import approximate
 from flashllm.offload.planner import Pace
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
 from flashllm.predictors.fit import fit_path
@@ -89,7 +90,7 @@ class Forgetful(Predictor):
         every = np.arange(self.n_bundles, dtype=np.int32)
         true = self.truth(x)
         ids = np.union1d(true[true % 3 != 0], every[::16]).astype(np.int32)
-        self.said.append((true.size, ids.size, np.intersect1d(true, ids).size))
+        self.said.append((true, ids))
         return ids
 
     def reset(self) -> None:
@@ -159,8 +160,11 @@ def test_everything_predicted_is_exact_too(made, monkeypatch):
     assert result.flash["predicted_bundles"] == result.flash["all_bundles"]
 
 
-def test_what_is_left_out_depends_on_nothing_else(made, monkeypatch):
+@pytest.mark.parametrize("least", [10**9, 16], ids=["whole layers", "slices"])
+def test_what_is_left_out_depends_on_nothing_else(made, monkeypatch, least):
     path, truths, exact = made
+    monkeypatch.setattr(approximate, "AUDIT_LEAST", least)
+    monkeypatch.setattr(approximate, "AUDIT_BLOCK", 5)
     seen = []
     for how in WAYS:
         predictors = {i: Forgetful(truth) for i, truth in truths.items()}
@@ -172,12 +176,31 @@ def test_what_is_left_out_depends_on_nothing_else(made, monkeypatch):
             assert flash["recall"] is None and flash["precision"] is None
             assert flash["audit_bytes"] == 0
             continue
-        said = np.array([p.said[::every] for p in predictors.values()]).sum(axis=(0, 1))
-        assert flash["recall"] == said[2] / said[0] < 1
-        assert flash["precision"] == said[2] / said[1] < 1
+        n_true, n_said, n_found = 0, 0, 0
+        for layer, predictor in predictors.items():
+            for turn, (true, ids) in enumerate(predictor.said[::every]):
+                part = approximate.Slice.of(predictor.n_bundles, turn + layer).ids()
+                n_true += np.isin(true, part).sum()
+                n_said += np.isin(ids, part).sum()
+                n_found += np.isin(np.intersect1d(true, ids), part).sum()
+        assert flash["recall"] == n_found / n_true < 1
+        assert flash["precision"] == n_found / n_said < 1
         assert (flash["audit_bytes"] > 0) == (how.get("share", 1) < 1)
     assert all(one == seen[0] for one in seen)
     assert seen[0][1] != exact.logprobs
+
+
+@pytest.mark.parametrize("n", [1, 511, 1024, 5632, 15361])
+def test_slices_see_every_neuron_once(n):
+    n_slices = approximate.Slice.of(n, 0).n_slices
+    parts = [approximate.Slice.of(n, turn) for turn in range(3, 3 + n_slices)]
+    assert n_slices == min(16, max(1, n // 512))
+    every = np.concatenate([part.ids() for part in parts])
+    np.testing.assert_array_equal(np.sort(every), np.arange(n))
+    some = np.arange(0, n, 3, dtype=np.int32)
+    assert [part.count(some) for part in parts] == [
+        np.isin(part.ids(), some).sum() for part in parts
+    ]
 
 
 def test_audits_read_apart(made, monkeypatch):

@@ -195,6 +195,35 @@ def test_units_in_memory_come_first(model):
     assert np.concatenate(seen[1:]).tolist() == [*range(51, 54), *range(60, 72)]
 
 
+@pytest.mark.parametrize("mode", ["sweep", "cached"])
+def test_audits_leave_nothing_behind(model, mode):
+    """The truth is shown, its bytes are counted apart, and the steps after it are as without."""
+    seen = []
+    for audit in (False, True):
+        store, rng, audited = model.store(model.share(0.4), mode=mode), np.random.default_rng(4), 0
+        for _ in range(6):
+            store.begin_step(SPARSE, admit=True)
+            for name in SPARSE:
+                n_items = model.container.planes[name].n_items
+                read_ids(model, store, name, active(rng, n_items, 0.2))
+                if audit:
+                    read_ids(model, store, name, np.arange(2, n_items, dtype=np.int32), audit=True)
+            stats = store.end_step()
+            audited += stats.audit_bytes
+            slots = [store._state(name).segment.slot_frame.tolist() for name in SPARSE]
+            seen.append((stats.bytes_read, stats.bytes_useful, stats.hits, stats.misses, slots))
+        assert (audited > 0) == audit
+        if audit:
+            with pytest.raises(UsageError, match="dense"):
+                store.audit("layers.0.qkv", np.arange(3, dtype=np.int32))
+            store.begin_step(SPARSE, admit=True)
+            dropped = store.audit(SPARSE[0], np.arange(90, dtype=np.int32))
+            next(dropped)
+            store.end_step()
+        store.close()
+    assert seen[:6] == seen[6:]
+
+
 def test_set_larger_than_the_segment_keeps_its_hits(raw_model):
     """60 bundles wanted of 40 slots, again and again: plain LRU would hit none."""
     store = raw_model.store({"layers.1.ffn": 40}, mode="cached")

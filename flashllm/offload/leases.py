@@ -43,24 +43,24 @@ class Leases:
         """All items of a plane, ascending."""
         self.stats.bytes_useful += state.sweep().absent_bytes
         self.stats.bundles_read += state.source.bundles_in(state.sweep().n_bytes)
-        yield from self._walk(state)
-
-    def audited(self, state: PlaneState) -> Iterator[Lease]:
-        """The same as an extra look: its bytes are counted apart."""
-        step, sweep = self.stats, state.sweep()
-        dropped = step.bytes_dropped
-        yield from self._walk(state)
-        # What was read ahead for the program gives way to an audit, and is read again.
-        extra = sweep.n_bytes + step.bytes_dropped - dropped
-        step.audit_bytes += extra
-        step.bytes_read -= extra
-
-    def _walk(self, state: PlaneState) -> Iterator[Lease]:
         source, addresses = state.source, state.segment.addresses
         per_frame, n_items = source.per_frame, source.n_items
         with closing(self._frames(state)) as swept:
             for start, stop in swept:
                 yield Lease(start * per_frame, min(stop * per_frame, n_items), addresses)
+
+    def audited(self, state: PlaneState, ids: np.ndarray) -> Iterator[Lease]:
+        """Chosen items as an extra look: nothing of it stays, and its bytes are counted apart."""
+        step, addresses, n_items = self.stats, state.segment.addresses, state.source.n_items
+        before = step.bytes_read
+        self.unfinished += 1
+        with closing(self._picker.look(state, ids)) as looked:
+            for some in looked:
+                if len(some):
+                    yield Lease(0, n_items, addresses, some)
+        self.unfinished -= 1
+        step.audit_bytes += step.bytes_read - before
+        step.bytes_read = before
 
     def picked(
         self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool, unit: int = 0

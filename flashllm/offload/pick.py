@@ -112,6 +112,28 @@ class Picker(Adviser):
         if lost:  # what was advised could not be read: it is asked for again, and then it counts
             yield from self.pick(state, np.sort(ids[n_ready:]), clock, admit, unit)
 
+    def look(self, state: PlaneState, ids: np.ndarray) -> Iterator[np.ndarray]:
+        """As `pick`, and nothing of it is kept, counted or remembered; misses pass through."""
+        segment = state.segment
+        self.settle(state, 0)
+        frame_of = ids // state.source.per_frame
+        frames = distinct(frame_of)
+        missing = frames[segment.addresses[frames] == 0]
+        targets = np.zeros(len(missing), dtype=np.uint64)
+        try:
+            at, extents = 0, self.extents(state, missing)
+            with closing(self._demand.bring(state.source, extents, targets)) as arriving:
+                for a, b in arriving:
+                    segment.lend(missing[a:b], targets[a:b])
+                    stop = len(ids)
+                    if b < len(missing):
+                        stop = int(np.searchsorted(frame_of, missing[b]))
+                    yield ids[at:stop]
+                    at = stop
+                    segment.take_back()
+        finally:
+            segment.take_back()
+
     def count_wanted(self, state: PlaneState, frame_of: np.ndarray, missing: np.ndarray) -> None:
         """Hits and misses, and the share of the bytes to be read that is asked for."""
         n_missing = int(np.count_nonzero(missing))

@@ -268,17 +268,14 @@ class WeightStore:
 
     # ----------------------------------------------------------------------------------- leases
 
-    def scan(self, plane: str, *, audit: bool = False) -> Iterator[Lease]:
-        """Leases over all items of a plane, ascending: the resident ones while others arrive.
-
-        audit  an extra look: its bytes are counted apart
-        """
+    def scan(self, plane: str) -> Iterator[Lease]:
+        """Leases over all items of a plane, ascending: the resident ones while others arrive."""
         state = self._state(plane)
         if lease := self.held(plane):  # nothing to wait for, to count or to clean up
             self._alive()
             self._end_iterator()
             return iter((lease,))
-        return self._opened(self._leases.audited(state) if audit else self._leases.scan(state))
+        return self._opened(self._leases.scan(state))
 
     def acquire(self, plane: str, ids: np.ndarray, *, unit: int = 0) -> Iterator[Lease]:
         """Leases over the items `ids` (int32, ascending, distinct) of a sparse plane.
@@ -295,6 +292,16 @@ class WeightStore:
         if self._picked_now(state):
             return self._opened(self._leases.picked(state, ids, unit=unit, **now))
         return self._opened(self._leases.swept(state, ids, **now))
+
+    def audit(self, plane: str, ids: np.ndarray) -> Iterator[Lease]:
+        """As `acquire`, as an extra look: its bytes are counted apart, and what is kept and
+        remembered stays as it is."""
+        state = self._state(plane)
+        if not state.sparse:
+            raise UsageError(f"plane {plane} is dense: scan it")
+        if self._debug:
+            self._check_ids(state, ids)
+        return self._opened(self._leases.audited(state, ids))
 
     def gather(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
         """Copy the items `ids` (any order, repeats allowed) into uint8 `out` [n, stride]."""
