@@ -6,6 +6,7 @@ format, no allocation here.  Sections: arrays, checksums, kernels, reading; each
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdlib cimport free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 
@@ -93,6 +94,7 @@ cdef extern from "fl_kernels.h" nogil:
         FL_OUT_OF_RANGE
         FL_NOT_ASCENDING
         FL_MISALIGNED
+        FL_NO_POSITION
     ctypedef enum fl_activation:
         FL_SILU
     ctypedef struct fl_kernel_set:
@@ -122,37 +124,15 @@ cdef extern from "fl_kernels.h" nogil:
         float *scratch
         float *out
     const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why)
-    void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols,
-                       uint8_t *q, int64_t q_stride, float *scales, int64_t scale_stride)
     fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
                         const fl_items *items, float *out, int64_t out_stride)
     fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
                                int64_t n_tokens, const fl_piece *piece, const fl_items *items,
                                float *y, int64_t y_stride)
-    ctypedef struct fl_neurons:
-        const fl_acts *acts
-        const fl_piece *first
-        const fl_piece *second
-        const fl_piece *down
-        const fl_items *items
-        fl_activation kind
-        float *pre
-        float *up
-        float *y
-    fl_kernel_status fl_op_neurons(const fl_engine *e, const fl_neurons *a)
-    fl_kernel_status fl_op_linear(const fl_engine *e, const fl_acts *acts, uint8_t *q, float *scales,
-                                  const fl_piece *piece, const fl_items *items, float *out,
-                                  int64_t out_stride)
-    void fl_op_add_rms_norm(const fl_engine *e, float *x, const float *added, const float *weight,
-                            int64_t n_rows, int64_t n, float eps, float *out)
     void fl_op_low_bit(const fl_engine *e, const fl_acts *acts, const uint8_t *rows, int64_t n_rows,
                        int64_t n_planes, float *out)
     fl_kernel_status fl_op_decode(const fl_engine *e, const fl_piece *piece, const fl_items *items,
                            float *out)
-    void fl_op_rms_norm(const fl_engine *e, const float *x, const float *weight, int64_t n_rows,
-                        int64_t n, float eps, float *out)
-    void fl_op_layer_norm(const fl_engine *e, const float *x, const float *weight,
-                          const float *bias, int64_t n_rows, int64_t n, float eps, float *out)
     void fl_op_rope(const fl_engine *e, float *x, const float *cosines, const float *sines,
                     int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half)
     void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
@@ -224,7 +204,62 @@ cdef extern from "fl_kernels.h" nogil:
         int64_t half
         uint8_t *keys
         uint8_t *values
-    void fl_op_attend_token(const fl_engine *e, const fl_token *t)
+
+cdef extern from "fl_calls.h" nogil:
+    ctypedef enum fl_call_kind:
+        FL_CALL_PREPARE
+        FL_CALL_LINEAR
+        FL_CALL_NEURONS
+        FL_CALL_RMS_NORM
+        FL_CALL_LAYER_NORM
+        FL_CALL_ADD_RMS_NORM
+        FL_CALL_ATTEND_TOKEN
+        FL_CALL_CLEAR
+        FL_CALL_ADD
+        FL_CALL_SCALE
+    ctypedef struct fl_linear_call:
+        fl_acts acts
+        uint8_t *q
+        float *scales
+        int prepares
+        fl_piece piece
+        fl_items items
+        float *out
+        int64_t out_stride
+    ctypedef struct fl_neurons_call:
+        fl_acts acts
+        fl_piece first, second, down
+        int has_first, has_second
+        fl_items items
+        fl_activation kind
+        float *pre
+        float *up
+        float *y
+    ctypedef struct fl_norm_call:
+        float *x
+        const float *added
+        const float *weight
+        const float *bias
+        int64_t n_rows, n
+        float eps
+        float *out
+    ctypedef struct fl_attend_call:
+        fl_token token
+        int64_t n_positions
+    ctypedef struct fl_vector_call:
+        float *x
+        const float *added
+        int64_t n
+        float factor
+    ctypedef struct fl_call:
+        fl_call_kind kind
+        int phase
+        fl_linear_call linear
+        fl_neurons_call neurons
+        fl_norm_call norm
+        fl_attend_call attend
+        fl_vector_call vector
+    fl_kernel_status fl_make_call(const fl_engine *e, const fl_call *call, int64_t position)
 
 
 _KERNEL_TROUBLE = {
@@ -232,6 +267,7 @@ _KERNEL_TROUBLE = {
     FL_OUT_OF_RANGE: "an item id lies outside the plane's frames",
     FL_NOT_ASCENDING: "item ids must ascend strictly",
     FL_MISALIGNED: "a frame's address is no multiple of 16",
+    FL_NO_POSITION: "a position beyond the context",
 }
 
 
@@ -291,11 +327,48 @@ cdef class PhaseClock:
         self.ns[self.phase & 7] += now_ns() - started
 
 
+# Of a recording, so many are made between two looks at whether somebody pressed Ctrl-C.
+cdef enum:
+    CALLS_AT_ONCE = 32
+
+
+cdef class Recording:
+    """Calls of operators in the order in which they were made, and what they point to."""
+    cdef fl_call *calls
+    cdef Py_ssize_t n, room
+    cdef list kept
+    cdef readonly bint spoiled  # by a call that cannot be repeated
+
+    def __cinit__(self):
+        self.kept = []
+
+    def __dealloc__(self):
+        free(self.calls)
+
+    def __len__(self):
+        return self.n
+
+    cdef int add(self, const fl_call *call) except -1:
+        cdef fl_call *calls
+        if self.n == self.room:
+            calls = <fl_call *>realloc(self.calls, (2 * self.room + 8) * sizeof(fl_call))
+            if calls == NULL:
+                raise MemoryError("no room for a recorded call")
+            self.calls, self.room = calls, 2 * self.room + 8
+        self.calls[self.n] = call[0]
+        self.n += 1
+        return 0
+
+
 cdef class NativeKernels:
-    """One kernel set and its threads.  Piece arguments are the five ints of a PieceView."""
+    """One kernel set and its threads.  Piece arguments are the five ints of a PieceView.
+
+    Operators that build an fl_call can be recorded; `only_now` marks the others.
+    """
 
     cdef fl_engine engine
     cdef readonly PhaseClock clock
+    cdef Recording recording
 
     def __cinit__(self, str name, int n_threads):
         cdef const char *why = NULL
@@ -317,18 +390,63 @@ cdef class NativeKernels:
             raise KernelError(_KERNEL_TROUBLE[status])
         return 0
 
-    def prepare(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
-                float[::1] scales not None, int64_t scale_stride):
+    cdef int make(self, fl_call *call) except -1:
+        cdef fl_kernel_status status
         cdef int64_t started = now_ns()
         with nogil:
-            fl_op_prepare(&self.engine, &x[0, 0], x.shape[0], x.shape[1], &q[0], q_stride,
-                          &scales[0], scale_stride)
+            status = fl_make_call(&self.engine, call, -1)
         self.clock.add(started)
+        self.check(status)
+        if self.recording is not None:
+            call.phase = self.clock.phase & 7
+            self.recording.add(call)
+        return 0
+
+    cdef inline void only_now(self) noexcept:
+        if self.recording is not None:
+            self.recording.spoiled = True
+
+    def record(self):
+        """Keep the calls from now on, until `end_recording`; the Recording."""
+        self.recording = Recording()
+        return self.recording
+
+    def end_recording(self):
+        self.recording = None
+
+    def repeat(self, Recording recording not None, int64_t position):
+        """Make the calls again, for the token at `position`."""
+        cdef Py_ssize_t i = 0, stop
+        cdef int64_t *ns = self.clock.ns
+        cdef int64_t started
+        cdef fl_kernel_status status = FL_KERNEL_OK
+        while i < recording.n and status == FL_KERNEL_OK:
+            stop = min(i + CALLS_AT_ONCE, recording.n)
+            with nogil:
+                while i < stop and status == FL_KERNEL_OK:
+                    started = now_ns()
+                    status = fl_make_call(&self.engine, &recording.calls[i], position)
+                    ns[recording.calls[i].phase] += now_ns() - started
+                    i += 1
+            PyErr_CheckSignals()
+        self.check(status)
+
+    def prepare(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
+                float[::1] scales not None, int64_t scale_stride):
+        cdef fl_call call
+        call.kind = FL_CALL_PREPARE
+        call.linear.acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
+                                   scale_stride)
+        call.linear.q, call.linear.scales = &q[0], &scales[0]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (x.base, q.base, scales.base)
 
     def dot(self, const float[:, ::1] x not None, const uint8_t[::1] q not None, int64_t q_stride,
             const float[::1] scales not None, int64_t scale_stride, tuple piece not None,
             const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
             int64_t n, float[:, ::1] out not None, int64_t column):
+        self.only_now()
         cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
                                     scale_stride)
         cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
@@ -346,6 +464,7 @@ cdef class NativeKernels:
     def low_bit(self, const float[:, ::1] x not None, const uint8_t[::1] q not None,
                 int64_t q_stride, const float[::1] scales not None, int64_t scale_stride,
                 const uint8_t[:, ::1] rows not None, int64_t n_planes, float[::1] out not None):
+        self.only_now()
         cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
                                     scale_stride)
         cdef int64_t started = now_ns()
@@ -356,6 +475,7 @@ cdef class NativeKernels:
     def accumulate(self, const float[:, ::1] coef not None, tuple piece not None,
                    const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
                    int64_t n, float[:, ::1] y not None):
+        self.only_now()
         cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
         cdef const int32_t *listed = NULL
         if ids is not None:
@@ -374,57 +494,65 @@ cdef class NativeKernels:
                 tuple down not None, const uint64_t[::1] addresses not None, const int32_t[::1] ids,
                 int64_t start, int64_t n, int kind, float[:, ::1] pre not None, float[:, ::1] up,
                 float[:, ::1] y not None):
-        cdef fl_acts acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride)
-        cdef fl_piece pieces[3]
         cdef const int32_t *listed = NULL
-        cdef fl_neurons a
+        cdef fl_call call
+        call.kind = FL_CALL_NEURONS
+        call.neurons.acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride)
         if x is not None:
-            acts.x, acts.n_cols = &x[0, 0], x.shape[1]
+            call.neurons.acts.x, call.neurons.acts.n_cols = &x[0, 0], x.shape[1]
         if ids is not None:
             listed = &ids[0]
-        a.first = a.second = NULL
+        call.neurons.has_first, call.neurons.has_second = first is not None, second is not None
         if first is not None:
-            pieces[0] = fl_piece(first[0], first[1], first[2], first[3], first[4])
-            a.first = &pieces[0]
+            call.neurons.first = fl_piece(first[0], first[1], first[2], first[3], first[4])
         if second is not None:
-            pieces[1] = fl_piece(second[0], second[1], second[2], second[3], second[4])
-            a.second = &pieces[1]
-        pieces[2] = fl_piece(down[0], down[1], down[2], down[3], down[4])
-        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
-        a.acts, a.down, a.items, a.kind = &acts, &pieces[2], &items, <fl_activation>kind
-        a.pre, a.y, a.up = &pre[0, 0], &y[0, 0], NULL
+            call.neurons.second = fl_piece(second[0], second[1], second[2], second[3], second[4])
+        call.neurons.down = fl_piece(down[0], down[1], down[2], down[3], down[4])
+        call.neurons.items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
+        call.neurons.kind = <fl_activation>kind
+        call.neurons.pre, call.neurons.y, call.neurons.up = &pre[0, 0], &y[0, 0], NULL
         if up is not None:
-            a.up = &up[0, 0]
-        cdef fl_kernel_status status
-        cdef int64_t started = now_ns()
-        with nogil:
-            status = fl_op_neurons(&self.engine, &a)
-        self.clock.add(started)
-        self.check(status)
+            call.neurons.up = &up[0, 0]
+        if ids is not None or first is None:
+            self.only_now()  # the ids and factors of this token alone
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (q.base, scales.base, addresses.base, pre.base, y.base)
+            self.recording.kept += (None if x is None else x.base, None if up is None else up.base)
 
     def linear(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
                float[::1] scales not None, int64_t scale_stride, bint quantised,
                tuple piece not None, const uint64_t[::1] addresses not None, int64_t start,
                int64_t n, float[:, ::1] out not None):
-        cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
-                                    scale_stride)
-        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
-        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], NULL, start, n)
-        cdef fl_kernel_status status
-        cdef int64_t started = now_ns()
-        with nogil:
-            status = fl_op_linear(&self.engine, &acts, &q[0] if quantised else NULL, &scales[0],
-                                  &p, &items, &out[0, start], out.shape[1])
-        self.clock.add(started)
-        self.check(status)
+        cdef fl_call call
+        call.kind = FL_CALL_LINEAR
+        call.linear.acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
+                                   scale_stride)
+        call.linear.q, call.linear.scales, call.linear.prepares = &q[0], &scales[0], quantised
+        call.linear.piece = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        call.linear.items = fl_items(&addresses[0], addresses.shape[0], NULL, start, n)
+        call.linear.out, call.linear.out_stride = &out[0, start], out.shape[1]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (x.base, q.base, scales.base, addresses.base, out.base)
+
+    cdef int norm(self, fl_call *call, const float[:, ::1] x, const float[::1] weight, float eps,
+                  float[:, ::1] out) except -1:
+        call.norm.x = <float *>&x[0, 0]  # written only where the caller has it writable
+        call.norm.weight, call.norm.out = &weight[0], &out[0, 0]
+        call.norm.n_rows, call.norm.n, call.norm.eps = x.shape[0], x.shape[1], eps
+        self.make(call)
+        if self.recording is not None:
+            self.recording.kept += (x.base, weight.base, out.base)
+        return 0
 
     def add_rms_norm(self, float[:, ::1] x not None, const float[:, ::1] added not None,
                      const float[::1] weight not None, float eps, float[:, ::1] out not None):
-        cdef int64_t started = now_ns()
-        with nogil:
-            fl_op_add_rms_norm(&self.engine, &x[0, 0], &added[0, 0], &weight[0], x.shape[0],
-                               x.shape[1], eps, &out[0, 0])
-        self.clock.add(started)
+        cdef fl_call call
+        call.kind, call.norm.added = FL_CALL_ADD_RMS_NORM, &added[0, 0]
+        self.norm(&call, x, weight, eps, out)
+        if self.recording is not None:
+            self.recording.kept.append(added.base)
 
     def attend_token(self, float[:, :, ::1] q not None, float[:, :, ::1] k not None,
                      const float[:, :, ::1] v not None, const float[:, ::1] cosines not None,
@@ -432,7 +560,10 @@ cdef class NativeKernels:
                      uint8_t[::1] values not None, int64_t kv_type, int64_t n_context,
                      int64_t position, int64_t window, float scale, float cap,
                      float[::1] scratch not None, float[:, ::1] out not None):
-        cdef fl_token t
+        """Recorded, it does not keep `keys` and `values`: they are a state's, which may end."""
+        cdef fl_call call
+        cdef fl_token *t = &call.attend.token
+        call.kind, call.attend.n_positions = FL_CALL_ATTEND_TOKEN, n_context
         t.attention = fl_attention(&q[0, 0, 0], &keys[0], &values[0], kv_type, 1, q.shape[1],
                                    k.shape[1], q.shape[2], n_context, position, window, scale, cap,
                                    &scratch[0], &out[0, 0])
@@ -440,14 +571,40 @@ cdef class NativeKernels:
         t.cosines = t.sines = NULL
         if t.half:
             t.cosines, t.sines = &cosines[0, 0], &sines[0, 0]
+            call.attend.n_positions = min(n_context, cosines.shape[0])
         t.keys, t.values = &keys[0], &values[0]
-        cdef int64_t started = now_ns()
-        with nogil:
-            fl_op_attend_token(&self.engine, &t)
-        self.clock.add(started)
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (q.base, k.base, v.base, cosines.base, sines.base)
+            self.recording.kept += (scratch.base, out.base)
+
+    def clear(self, float[:, ::1] x not None):
+        cdef fl_call call
+        call.kind = FL_CALL_CLEAR
+        call.vector.x, call.vector.n = &x[0, 0], x.shape[0] * x.shape[1]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept.append(x.base)
+
+    def add(self, float[:, ::1] x not None, const float[:, ::1] added not None):
+        cdef fl_call call
+        call.kind, call.vector.added = FL_CALL_ADD, &added[0, 0]
+        call.vector.x, call.vector.n = &x[0, 0], x.shape[0] * x.shape[1]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (x.base, added.base)
+
+    def scale(self, float[:, ::1] x not None, float factor):
+        cdef fl_call call
+        call.kind, call.vector.factor = FL_CALL_SCALE, factor
+        call.vector.x, call.vector.n = &x[0, 0], x.shape[0] * x.shape[1]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept.append(x.base)
 
     def decode_rows(self, tuple piece not None, const uint64_t[::1] addresses not None,
                     const int32_t[::1] ids not None, float[:, ::1] out not None):
+        self.only_now()
         cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
         cdef fl_kernel_status status
@@ -459,22 +616,21 @@ cdef class NativeKernels:
 
     def rms_norm(self, const float[:, ::1] x not None, const float[::1] weight not None, float eps,
                  float[:, ::1] out not None):
-        cdef int64_t started = now_ns()
-        with nogil:
-            fl_op_rms_norm(&self.engine, &x[0, 0], &weight[0], x.shape[0], x.shape[1], eps,
-                           &out[0, 0])
-        self.clock.add(started)
+        cdef fl_call call
+        call.kind = FL_CALL_RMS_NORM
+        self.norm(&call, x, weight, eps, out)
 
     def layer_norm(self, const float[:, ::1] x not None, const float[::1] weight not None,
                    const float[::1] bias not None, float eps, float[:, ::1] out not None):
-        cdef int64_t started = now_ns()
-        with nogil:
-            fl_op_layer_norm(&self.engine, &x[0, 0], &weight[0], &bias[0], x.shape[0], x.shape[1],
-                             eps, &out[0, 0])
-        self.clock.add(started)
+        cdef fl_call call
+        call.kind, call.norm.bias = FL_CALL_LAYER_NORM, &bias[0]
+        self.norm(&call, x, weight, eps, out)
+        if self.recording is not None:
+            self.recording.kept.append(bias.base)
 
     def rope(self, float[:, :, ::1] x not None, const float[:, ::1] cosines not None,
              const float[:, ::1] sines not None):
+        self.only_now()
         cdef int64_t started = now_ns()
         with nogil:
             fl_op_rope(&self.engine, &x[0, 0, 0], &cosines[0, 0], &sines[0, 0], x.shape[0],
@@ -485,6 +641,7 @@ cdef class NativeKernels:
                   const uint8_t[::1] v not None, int64_t kv_type, int64_t n_kv_heads,
                   int64_t n_context, int64_t first_position, int64_t window, float scale,
                   float cap, float[::1] scratch not None, float[:, ::1] out not None):
+        self.only_now()
         cdef fl_attention a = fl_attention(&q[0, 0, 0], &k[0], &v[0], kv_type, q.shape[0],
                                            q.shape[1], n_kv_heads, q.shape[2], n_context,
                                            first_position, window, scale, cap, &scratch[0],
@@ -496,6 +653,7 @@ cdef class NativeKernels:
 
     def activate(self, int kind, const float[:, ::1] pre not None, const float[:, ::1] up,
                  float[:, ::1] out not None):
+        self.only_now()
         cdef const float *up_values = NULL
         if up is not None:
             up_values = &up[0, 0]
@@ -507,6 +665,7 @@ cdef class NativeKernels:
 
     def mix_tokens(self, int kind, const float[:, ::1] x not None, const float[::1] last not None,
                    tuple shares not None, float[:, :, ::1] out not None):
+        self.only_now()
         cdef const float *pointers[8]
         cdef int64_t n_mixes = len(shares)
         if n_mixes > 8:
@@ -523,6 +682,7 @@ cdef class NativeKernels:
               const float[:, ::1] v not None, const float[::1] decay not None,
               const float[::1] first not None, float[:, ::1] memory not None,
               float[::1] exponent not None, float[:, ::1] out not None):
+        self.only_now()
         cdef fl_rwkv4 a = fl_rwkv4(r.shape[0], r.shape[1], &r[0, 0], &k[0, 0], &v[0, 0], &decay[0],
                                    &first[0], &memory[0, 0], &memory[1, 0], &exponent[0],
                                    &out[0, 0])
@@ -534,6 +694,7 @@ cdef class NativeKernels:
     def rwkv5(self, r, k, v, gate, const float[:, ::1] decay not None, decay_bias, first,
               norm_weight, norm_bias, float eps, float[:, :, ::1] memory not None,
               float[:, ::1] out not None):
+        self.only_now()
         cdef fl_rwkv5 a = fl_rwkv5(
             out.shape[0], memory.shape[0], memory.shape[1], eps, rows_of(r), rows_of(k), rows_of(v),
             rows_of(gate), &decay[0, 0], values_of(decay_bias), values_of(first),
@@ -547,6 +708,7 @@ cdef class NativeKernels:
               float[:, ::1] first_v not None, decay_bias, rate_bias, share_bias, key_unit, key_rate,
               bonus, norm_weight, norm_bias, float eps, float[:, :, ::1] memory not None,
               float[:, ::1] out not None):
+        self.only_now()
         cdef fl_rwkv7 a = fl_rwkv7(
             out.shape[0], memory.shape[0], memory.shape[1], eps, rows_of(r), rows_of(decay),
             rows_of(k), rows_of(rate), rows_of(gate), &v[0, 0], rows_of(share), &first_v[0, 0],
@@ -559,6 +721,7 @@ cdef class NativeKernels:
         self.clock.add(started)
 
     def active_ids(self, const float[:, ::1] pre not None, int32_t[::1] out not None):
+        self.only_now()
         cdef int64_t found
         cdef int64_t started = now_ns()
         with nogil:

@@ -25,7 +25,8 @@ typedef enum {
     FL_ABSENT_FRAME = 1,  /* addresses[frame] is 0 */
     FL_OUT_OF_RANGE = 2,  /* an id beyond the table, or negative */
     FL_NOT_ASCENDING = 3, /* ids must ascend strictly */
-    FL_MISALIGNED = 4     /* addresses[frame] is no multiple of 16 */
+    FL_MISALIGNED = 4,    /* addresses[frame] is no multiple of 16 */
+    FL_NO_POSITION = 5    /* beyond the context's tables */
 } fl_kernel_status;
 
 typedef enum {

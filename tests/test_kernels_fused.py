@@ -91,8 +91,8 @@ def test_attend_token(kernels, dtype, window, cap, n_turned):
         for row, into in ((ks[0], memories[0][0]), (v, memories[0][1])):
             into[:, position] = row[0]
         kernels.attention(qs[0], *memories[0], position, window, 0.2, outs[0], cap=cap)
-        kernels.attend_token(qs[1], ks[1], v, rope, *memories[1], position, window, 0.2, outs[1],
-                             cap=cap)  # fmt: skip
+        kernels.attend_token(qs[1], ks[1], v, (cosines, sines), *memories[1], position, window, 0.2,
+                             outs[1], cap=cap)  # fmt: skip
         assert same_bits(*outs) and same_bits(*qs) and same_bits(*ks)
         assert same_bits(*memories)
 
@@ -101,7 +101,7 @@ def test_what_is_kept_is_rounded_as_numpy_does(kernels):
     values = np.concatenate([HARD, normal((3000,), 4) * 10.0 ** normal((3000,), 5)])
     values = np.resize(values.astype(np.float32), (-(-values.size // DIM), DIM))
     keys, kept = (np.zeros((1, CONTEXT, DIM), np.float16) for _ in range(2))
-    q, none = np.zeros((1, 1, DIM), np.float32), np.zeros((1, 0), np.float32)
+    q, none = np.zeros((1, 1, DIM), np.float32), np.zeros((CONTEXT, 0), np.float32)
     out = np.zeros((1, DIM), np.float32)
     for i, row in enumerate(values):
         v = row.reshape(1, 1, DIM)
@@ -114,7 +114,7 @@ def test_what_is_kept_is_rounded_as_numpy_does(kernels):
 def test_attend_token_refuses(kernels):
     good = {
         "q": normal((1, HEADS, DIM), 1), "k": normal((1, KV_HEADS, DIM), 2),
-        "v": normal((1, KV_HEADS, DIM), 3), "rope": (normal((1, 4), 4), normal((1, 4), 5)),
+        "v": normal((1, KV_HEADS, DIM), 3), "rope": (normal((4, 4), 4), normal((4, 4), 5)),
         "keys": np.zeros((KV_HEADS, CONTEXT, DIM), np.float32),
         "values": np.zeros((KV_HEADS, CONTEXT, DIM), np.float32),
         "position": 3, "window": 0, "scale": 1.0, "out": np.zeros((1, HEADS * DIM), np.float32),
@@ -123,7 +123,8 @@ def test_attend_token_refuses(kernels):
     frozen.flags.writeable = False
     for name, bad in [
         ("q", normal((2, HEADS, DIM), 1)), ("k", normal((1, KV_HEADS + 1, DIM), 2)),
-        ("v", good["v"].astype(np.float16)), ("rope", (normal((1, DIM), 4), normal((1, DIM), 4))),
+        ("v", good["v"].astype(np.float16)), ("rope", (normal((4, DIM), 4), normal((4, DIM), 4))),
+        ("rope", (normal((3, 4), 4), normal((3, 4), 5))),
         ("keys", frozen), ("keys", good["keys"].astype(np.float16)), ("position", CONTEXT),
         ("position", -1), ("window", -1), ("scale", 0.0), ("out", good["out"][:, 1:].copy()),
     ]:  # fmt: skip

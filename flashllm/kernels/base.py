@@ -25,6 +25,8 @@ What stays true:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from typing import Any
@@ -145,6 +147,13 @@ class NoClock:
         """Dropped: where operators are Python, so is everything."""
 
 
+@dataclass
+class Recorded:
+    """What was recorded: `calls` for `repeat`, or None where something cannot be repeated."""
+
+    calls: Any = None
+
+
 class KernelSet(FusedOperators, RecurrentOperators, ABC):
     """One set; see the module's text.  Public methods check and delegate to `_` methods.
 
@@ -188,6 +197,21 @@ class KernelSet(FusedOperators, RecurrentOperators, ABC):
     def _open(self) -> None:
         if self.closed:
             raise ClosedError(f"kernel set {self.name} is closed")
+
+    # ---------------------------------------------------------------------------------- recording
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorded]:
+        """Operators called inside are made as ever, and kept to be repeated without the
+        interpreter.  Only what operators do is kept; arrays must stay where they are, and so must
+        a KV cache, which is not kept alive.  A set that cannot record leaves `calls` None, and so
+        does an operator that cannot be repeated: whatever depends on more than the position.
+        """
+        yield Recorded()
+
+    def repeat(self, calls: Any, position: int) -> None:
+        """Make recorded calls again, on what their arrays hold now, for the token at `position`."""
+        raise AssertionError(f"kernel set {self.name} records nothing")
 
     # --------------------------------------------------------------------------------------- dots
 

@@ -46,6 +46,34 @@ class FusedOperators:
             self._prepare(acts)
         self._dot(acts, acts.x, addresses, piece, None, start, n, out)
 
+    def clear(self, x: np.ndarray) -> None:
+        """x = 0; x float32 [R, n]."""
+        check_array("x", x, np.float32, (None, None), out=True)
+        if x.size:
+            self._clear(x)
+
+    def _clear(self, x) -> None:
+        x.fill(0.0)
+
+    def add(self, x: np.ndarray, added: np.ndarray) -> None:
+        """x += added; both float32 [R, n]."""
+        check_array("x", x, np.float32, (None, None), out=True)
+        check_array("added", added, np.float32, x.shape)
+        if x.size:
+            self._add(x, added)
+
+    def _add(self, x, added) -> None:
+        np.add(x, added, out=x)
+
+    def scale(self, x: np.ndarray, factor: float) -> None:
+        """x *= factor, which is rounded to float32; x float32 [R, n]."""
+        check_array("x", x, np.float32, (None, None), out=True)
+        if x.size:
+            self._scale(x, np.float32(factor))
+
+    def _scale(self, x, factor) -> None:
+        np.multiply(x, factor, out=x)
+
     def add_rms_norm(
         self, x: np.ndarray, added: np.ndarray, weight: np.ndarray, eps: float, out: np.ndarray
     ) -> None:
@@ -57,7 +85,7 @@ class FusedOperators:
             self._add_rms_norm(x, added, weight, eps, out)
 
     def _add_rms_norm(self, x, added, weight, eps, out) -> None:
-        np.add(x, added, out=x)
+        self._add(x, added)
         self._rms_norm(x, weight, eps, out)
 
     def attend_token(
@@ -78,13 +106,17 @@ class FusedOperators:
         """A token's step through a KV cache: rope of q and k, in place; k and v kept; attention.
 
         q            float32 [1, n_heads, head_dim]; k, v the same with n_kv_heads
-        rope         cosines and sines, float32 [1, rot / 2]
+        rope         cosines and sines of all positions, float32 [> position, rot / 2]
         keys, values float32 or float16 [n_kv_heads, n_context, head_dim]: k and v are written at
                      `position`, rounded to the nearest, and seen
         The others as in attention.
         """
-        self._check_rope(q, *rope)
         self._check_attention(q, keys, values, position, window, scale, cap, out)
+        for name, array in zip(("cosines", "sines"), rope, strict=True):
+            check_array(name, array, np.float32, (None, None))
+            if len(array) <= position:
+                raise UsageError(f"{name} has {len(array)} rows and none of position {position}")
+        self._check_rope(q, *(array[position : position + 1] for array in rope))
         for name, array in (("k", k), ("v", v)):
             check_array(name, array, np.float32, (1, len(keys), q.shape[2]), out=array is k)
         for name, array in (("keys", keys), ("values", values)):
@@ -96,9 +128,10 @@ class FusedOperators:
     def _attend_token(
         self, q, k, v, rope, keys, values, position, window, scale, cap, out
     ) -> None:
-        if rope[0].size:
-            self._rope(q, *rope)
-            self._rope(k, *rope)
+        cosines, sines = (array[position : position + 1] for array in rope)
+        if cosines.size:
+            self._rope(q, cosines, sines)
+            self._rope(k, cosines, sines)
         keys[:, position], values[:, position] = k[0], v[0]
         self._attention(q, keys, values, position, window, scale, cap, out)
 

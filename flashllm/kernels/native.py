@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import numpy as np
 
 from ..errors import UnsupportedError, UsageError
-from .base import ACTIVATIONS, Activations, KernelSet
+from .base import ACTIVATIONS, Activations, KernelSet, Recorded
 from .recurrent import SHARES
 
 
@@ -79,6 +83,31 @@ class NativeSet(KernelSet):
             first and first.ints, second and second.ints, down.ints,
             addresses, ids, start, len(items), ACTIVATIONS[kind], pre, up, y,
         )  # fmt: skip
+
+    @contextmanager
+    def recording(self) -> Iterator[Recorded]:
+        self._open()
+        recorded = Recorded()
+        calls = self._core.record()
+        try:
+            yield recorded
+        finally:
+            self._core.end_recording()
+        if not calls.spoiled:
+            recorded.calls = calls
+
+    def repeat(self, calls: Any, position: int) -> None:
+        self._open()
+        self._core.repeat(calls, position)
+
+    def _clear(self, x) -> None:
+        self._core.clear(x)
+
+    def _add(self, x, added) -> None:
+        self._core.add(x, added)
+
+    def _scale(self, x, factor) -> None:
+        self._core.scale(x, factor)
 
     def _linear(self, acts, addresses, piece, start, n, out) -> None:
         q_stride, scale_stride = acts.strides(piece.n_cols)

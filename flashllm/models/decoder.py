@@ -364,7 +364,7 @@ class DecoderModel(ApproximateFFN, ABC):
         first = "gate" if "gate" in views else "up"
         self.clock.phase = FFN
         kernels.prepare(self.activations, x, views[first])
-        out.fill(0.0)
+        kernels.clear(out)
         leases = self.store.scan(prefix + plane)
         if n_tokens == 1 and prefix not in self._inner_biases:
             pieces = (views[first], views["up"] if first == "gate" else None, views["down"])
@@ -457,8 +457,13 @@ class DecoderModel(ApproximateFFN, ABC):
     ) -> None:
         """Add items start .. stop - 1 of the vector `name` to every row, if there is one."""
         bias = self.vectors.get(name)
-        if bias is not None:
-            out += bias[start:stop]
+        if bias is None:
+            return
+        part = bias[start:stop]
+        if len(out) == 1:
+            self.kernels.add(out, part[None])
+        else:
+            out += part
 
     def _count(self, layer: int, decided: np.ndarray, n_active: int) -> None:
         per_token = n_active if decided.shape[0] == 1 else n_above_zero(decided)

@@ -66,6 +66,9 @@ class DeepSeekModel(MoEModel):
         chosen, weights = super().route(scores)
         return chosen, weights * np.float32(self.config.routed_scale)
 
+    def _attention_repeats(self, layer: int) -> bool:
+        return False  # rows are gathered by head in between
+
     def _attention(self, layer: int, x: np.ndarray, state, out: np.ndarray) -> None:
         c, n_tokens, prefix = self.config, x.shape[0], f"layers.{layer}."
         turning, view = c.rope.n_rotated, self.scratch.view

@@ -21,7 +21,7 @@ class GraniteModel(LlamaModel):
 
     def _norm_added(self, name: str, added: np.ndarray) -> None:
         """What a sublayer adds is scaled, not normed."""
-        added *= np.float32(self.config.residual_factor)
+        self.kernels.scale(added, self.config.residual_factor)
 
     def _logits(self, hidden: np.ndarray, out: np.ndarray) -> None:
         super()._logits(hidden, out)

@@ -8,9 +8,13 @@ attention, the rope of a layer, and norms of what a sublayer adds.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import partial
+
 import numpy as np
 
 from .decoder import DecoderModel, require_vector
+from .repeats import Part, Repeats
 from .rope_table import RopeTable
 
 
@@ -20,6 +24,7 @@ class LlamaModel(DecoderModel):
             config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
         )
         self.rope = RopeTable(config.rope, n_context)
+        self.repeats = Repeats(kernels)
         self.scale, self.cap = config.head_dim**-0.5, 0.0
         for layer in range(config.n_layers):
             for norm in config.layer_norms:
@@ -58,21 +63,67 @@ class LlamaModel(DecoderModel):
         return table + super().context_bytes(config, n_context, dtype, kernels)
 
     def _hidden(self, ids: np.ndarray, state) -> np.ndarray:
-        c, n_tokens, view = self.config, ids.size, self.scratch.view
-        x, normed, residual = (view(name, n_tokens) for name in ("x", "normed", "residual"))
+        x, normed, residual = self._streams(ids.size)
         self.embed("embed", ids, x)
-        self._norm(x, "layers.0.attn_norm", normed)
-        for layer in range(c.n_layers):
-            prefix, after = f"layers.{layer}.", f"layers.{layer + 1}.attn_norm"
-            self._attention(layer, normed, state, residual)
-            self._norm_added(prefix + "attn_post_norm", residual)
-            self._add_norm(x, residual, prefix + "ffn_norm", normed)
-            self.ffn(layer, normed, residual)
-            self._norm_added(prefix + "ffn_post_norm", residual)
-            if layer + 1 < c.n_layers:
-                self._add_norm(x, residual, after, normed)
-        x += residual
+        if ids.size == 1:
+            ((_, one),) = state.spans(1)
+            self.repeats.run(one, self._parts_key(), self._parts, (x, normed, residual))
+        else:
+            for part in self._parts(ids.size):
+                part.run(state)
+        self._norm_added(f"layers.{self.config.n_layers - 1}.ffn_post_norm", residual)
+        self.kernels.add(x, residual)
         return x
+
+    def _streams(self, n_tokens: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What runs through the layers, its norm, and what is about to be added to it."""
+        view = self.scratch.view
+        return view("x", n_tokens), view("normed", n_tokens), view("residual", n_tokens)
+
+    def _parts(self, n_tokens: int = 1) -> Iterator[Part]:
+        for layer in range(self.config.n_layers):
+            attention, ffn = (
+                partial(half, layer, n_tokens) for half in (self._first_half, self._second_half)
+            )
+            yield Part(attention, self._attention_repeats(layer))
+            yield Part(ffn, self._ffn_repeats(layer))
+
+    def _parts_key(self) -> tuple:
+        """What decides which parts a token has and which of them may be repeated."""
+        return self.store.n_resized, self.observer is None, self.approximation is None
+
+    def _first_half(self, layer: int, n_tokens: int, state) -> None:
+        """The FFN before it is added and normed; attention; the same of that."""
+        x, normed, residual = self._streams(n_tokens)
+        if layer == 0:
+            self._norm(x, "layers.0.attn_norm", normed)
+        else:
+            self._norm_added(f"layers.{layer - 1}.ffn_post_norm", residual)
+            self._add_norm(x, residual, f"layers.{layer}.attn_norm", normed)
+        self._attention(layer, normed, state, residual)
+        self._norm_added(f"layers.{layer}.attn_post_norm", residual)
+        self._add_norm(x, residual, f"layers.{layer}.ffn_norm", normed)
+
+    def _second_half(self, layer: int, n_tokens: int, state) -> None:
+        _, normed, residual = self._streams(n_tokens)
+        self.ffn(layer, normed, residual)
+
+    def _attention_repeats(self, layer: int) -> bool:
+        """Whether the attention of one token calls operators only: its weights are in memory."""
+        names = f"layers.{layer}.qkv", f"layers.{layer}.o"
+        return all(self.store.held(name) is not None for name in names)
+
+    def _ffn_repeats(self, layer: int) -> bool:
+        """The same of `ffn`: what it calls must not depend on the token."""
+        prefix = f"layers.{layer}."
+        return (
+            not self.config.sparse
+            and self.approximation is None
+            and self.observer is None
+            and prefix + "deciding" not in self.planes
+            and prefix not in self._inner_biases
+            and self.store.held(prefix + "ffn") is not None
+        )
 
     def _norm_added(self, name: str, added: np.ndarray) -> None:
         """Norm, in place, of what a sublayer is about to add, where the family has one."""
@@ -100,15 +151,16 @@ class LlamaModel(DecoderModel):
         q = q.reshape(n_tokens, c.n_heads, c.head_dim)
         k = k.reshape(n_tokens, c.n_kv_heads, c.head_dim)
         v = qkv[:, n_q + n_kv :].reshape(n_tokens, c.n_kv_heads, c.head_dim)
-        rope = self.rope_of(layer).rows(state.positions(n_tokens))
-        heads, window = self.scratch.view("heads", n_tokens), c.windows[layer]
+        table, heads = self.rope_of(layer), self.scratch.view("heads", n_tokens)
+        window = c.windows[layer]
         if n_tokens == 1:
             ((_, one),) = state.spans(1)
             self.kernels.attend_token(
-                q, k, v, rope, one.keys[layer], one.values[layer], one.length, window, self.scale,
-                heads, cap=self.cap,
+                q, k, v, (table.cos, table.sin), one.keys[layer], one.values[layer], one.length,
+                window, self.scale, heads, cap=self.cap,
             )  # fmt: skip
         else:
+            rope = table.rows(state.positions(n_tokens))
             self.kernels.rope(q, *rope)
             self.kernels.rope(k, *rope)
             self.attend(layer, q, k, v, state, heads, scale=self.scale, window=window, cap=self.cap)

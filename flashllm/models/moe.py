@@ -64,6 +64,9 @@ class MoEModel(LlamaModel):
         routed = (prefix + "router", prefix + "experts", *neurons)
         return (prefix + "qkv", prefix + "o", *routed, *shared)
 
+    def _ffn_repeats(self, layer: int) -> bool:
+        return layer not in self.config.expert_layers and super()._ffn_repeats(layer)
+
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         c, n_tokens = self.config, x.shape[0]
         if layer not in c.expert_layers:

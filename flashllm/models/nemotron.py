@@ -25,5 +25,5 @@ class NemotronModel(LlamaModel):
         self.layer_norm(x, name, out)
 
     def _add_norm(self, x: np.ndarray, added: np.ndarray, name: str, out: np.ndarray) -> None:
-        x += added
+        self.kernels.add(x, added)
         self.layer_norm(x, name, out)

@@ -91,6 +91,7 @@ class WeightStore:
             if name not in container.planes:
                 raise UnknownNameError("plane", name, list(container.planes))
         self._clock = 0  # decode steps so far
+        self.n_resized = 0  # how often what is kept has changed
         self._admit = True
         self._adaptive, self._debug = mode == "adaptive", debug
         self._pick_penalty = 1.0 if begin_cached else PICK_PENALTY
@@ -159,6 +160,7 @@ class WeightStore:
         """
         self._alive()
         self._recover()
+        self.n_resized += 1
         states = list(self._states.values())
         wanted = {s.name: int(resident.get(s.name, 0)) for s in states}
         for state in states:
