@@ -7,11 +7,14 @@ in memory groups of the same size, cold, interleaved in one run.
 
 `prepare` makes the peers' files from the container's weights.  A `round` runs every cell once and
 adds it to DIR/MODEL.runs.json; rounds are separate so that a shared machine is held for minutes
-only.  `card` writes markdown and JSON; its ratios are taken inside each round, then the median.
+only, and one round may come in parts: `--go-on` adds its cells to the last one.  `card` writes
+markdown and JSON; its ratios are taken inside each round, then the median.
 
 A cell is a cap and a peer: `--cells 50%:ours,llama.cpp`; `all`: a group in which nothing is short.
 Caps are shares of our container, which is as large as the GGUF file within half a per cent.  Peers
-that crawl decode fewer tokens (the card says how many).
+that crawl decode fewer tokens (the card says how many).  Exact mode reads less where deciding rows
+lie apart, approximate mode where they do not: `--exact MODEL.flash` is the same model for the cells
+of exact mode (`ours`, `naive`).
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ CELLS = [
     "25%:ours,llama.cpp,llama.cpp-128k",
 ]
 SLOW = ("accelerate", "airllm")
+EXACT = ("ours", "naive")
 
 
 def cells(args: argparse.Namespace) -> list[tuple[str, str]]:
@@ -77,7 +81,8 @@ def prepare(args: argparse.Namespace) -> dict[str, dict]:
         why = peers.trouble(peer, args.work)
         if why is None:
             try:
-                file = peer.prepare(args.model, args.work)
+                model = args.exact if args.exact and name in EXACT else args.model
+                file = peer.prepare(model, args.work)
                 found[name] = {"file": str(file), "difference": peer.difference(file)}
                 continue
             except (UnsupportedError, RuntimeError) as error:
@@ -90,7 +95,15 @@ def one_round(args: argparse.Namespace) -> None:
     runs_file = args.work / f"{args.model.stem}.runs.json"
     size, ready = args.model.stat().st_size, prepare(args)
     ids = prompt_ids(args.model, args.prompt, args.text)
-    results = []
+    seen = json.loads(runs_file.read_text()) if runs_file.exists() else {"rounds": []}
+    seen |= {
+        "model": args.model.name, "bytes": size, "note": args.note, "threads": args.threads,
+        "n_prompt": len(ids), "flashllm": __version__, "machine": machine(args.model),
+        "read_ahead_kib": int(read_ahead_file(args.work).read_text()),
+    }  # fmt: skip
+    if not args.go_on or not seen["rounds"]:
+        seen["rounds"].append([])
+    results = seen["rounds"][-1]
     for cap, name in cells(args):
         peer = peers.make(name, args)
         row = {"cap": cap, "key": name, "peer": peer.name, **ready[name]}
@@ -103,15 +116,8 @@ def one_round(args: argparse.Namespace) -> None:
             row |= peers.measure(peer, Path(ready[name]["file"]), job)
             row["why"] = tidy(row.get("why", ""), args.work)
         results.append(row)
+        runs_file.write_text(json.dumps(seen))  # what ran stays if a later cell is ended
         print(f"{args.model.name} {cap:>4} {peer.name:<32} {short(row)}", flush=True)
-    seen = json.loads(runs_file.read_text()) if runs_file.exists() else {"rounds": []}
-    seen |= {
-        "model": args.model.name, "bytes": size, "note": args.note, "threads": args.threads,
-        "n_prompt": len(ids), "flashllm": __version__, "machine": machine(args.model),
-        "read_ahead_kib": int(read_ahead_file(args.work).read_text()),
-    }  # fmt: skip
-    seen["rounds"].append(results)
-    runs_file.write_text(json.dumps(seen))
 
 
 def short(row: dict) -> str:
@@ -145,6 +151,8 @@ def main() -> None:
         sub.add_argument("--slow-tokens", type=int, default=3, help=f"of {' and '.join(SLOW)}")
         sub.add_argument("--timeout", type=float, default=180)
         sub.add_argument("--note", default="", help="what the model is, for the card")
+        sub.add_argument("--exact", type=Path, help=f"the container of {' and '.join(EXACT)}")
+        sub.add_argument("--go-on", action="store_true", help="cells join the last round")
         peers.add_arguments(sub)
     card = verbs.add_parser("card")
     card.add_argument("out", type=Path, help="without suffix")

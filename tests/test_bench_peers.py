@@ -22,6 +22,7 @@ from .capped import needs_cgroup
 from .tiny import container
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "bench"))
+import against_peers  # noqa: E402
 import peers  # noqa: E402
 from peers.base import Job, Peer, Timings, measure  # noqa: E402
 from peers.card import write_card  # noqa: E402
@@ -213,3 +214,36 @@ def test_a_card_pairs_inside_rounds_and_keeps_losses(tmp_path):
     assert cells["fast"][7] == "0.50" and "killed by the limit" in cells["fast"][10]
     assert "missing: no file" in cells["gone"][10]
     assert json.loads((tmp_path / "card.json").read_text())["models"] == [model]
+
+
+def test_a_round_in_parts_is_one_round_and_keeps_what_ran(tmp_path, monkeypatch):
+    model, exact = container(tmp_path, "llama-relu"), tmp_path / "apart.flash"
+    ran = []
+
+    def measured(peer, file, job):
+        if job.capped and len(ran) == 4:
+            raise KeyboardInterrupt
+        ran.append((file.name, job.capped))
+        return {"state": "ran", "tokens_per_s": 1.0, "prefill_tokens_per_s": 1.0}
+
+    monkeypatch.setattr(peers, "make", lambda name, args: Scripted(""))
+    monkeypatch.setattr(peers, "measure", measured)
+    monkeypatch.setattr(against_peers, "machine", lambda path: {})
+    monkeypatch.setattr(against_peers, "read_ahead_file", lambda path: tmp_path / "read_ahead")
+    (tmp_path / "read_ahead").write_text("128")
+
+    def one_round(cells, *more):
+        argv = ["against_peers.py", "round", model, "--work", tmp_path, "--exact", exact,
+                "--prompt", 4, "--cells", cells, *more]  # fmt: skip
+        monkeypatch.setattr(sys, "argv", list(map(str, argv)))
+        against_peers.main()
+
+    one_round("all:ours,ours-approx", "--go-on")
+    one_round("50%:ours", "--go-on")
+    with pytest.raises(KeyboardInterrupt):
+        one_round("50%:naive,ours")
+    rounds = json.loads((tmp_path / f"{model.stem}.runs.json").read_text())["rounds"]
+    cells = [[(row["cap"], row["key"]) for row in rows] for rows in rounds]
+    assert cells == [[("all", "ours"), ("all", "ours-approx"), ("50%", "ours")], [("50%", "naive")]]
+    assert ran == [("apart.flash", False), (model.name, False), ("apart.flash", True),
+                   ("apart.flash", True)]  # fmt: skip

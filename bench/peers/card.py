@@ -47,7 +47,7 @@ def section(model: dict[str, Any]) -> str:
         f"{len(model['rounds'])} rounds.", "",
         "| " + " | ".join(HEAD) + " |", "|" + " --- |" * len(HEAD),
     ]  # fmt: skip
-    cells = dict.fromkeys((row["cap"], row["key"]) for row in model["rounds"][0])
+    cells = dict.fromkeys((row["cap"], row["key"]) for rows in model["rounds"] for row in rows)
     for cap, key in cells:
         lines.append("| " + " | ".join(line(model["rounds"], cap, key)) + " |")
     return "\n".join(lines)
