@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import importlib.util
 import io
 import json
+from pathlib import Path
 
 import pytest
 
@@ -118,6 +120,31 @@ def test_csv_and_json_carry_every_number():
 def test_other_tokens_and_a_warm_cache_are_told():
     other = dataclasses.replace(ROW, samples=({"tokens_per_s": 2.0, "said": "b"},))
     failed = dataclasses.replace(ROW, failed="killed", samples=())
-    rows = ladder._same_tokens([ROW, other, failed, ROW])
+    rows = ladder.same_tokens([ROW, other, failed, ROW])
     assert [row.note for row in rows] == ["", "other tokens", "", ""]
     assert dataclasses.replace(ROW, cache_before=5 * MIB).cache == "5 MiB cached"
+
+
+def test_rungs_of_several_calls_are_one_card(tmp_path, monkeypatch):
+    source = Path(__file__).parent.parent / "bench/ladder.py"
+    spec = importlib.util.spec_from_file_location("bench_ladder", source)
+    join = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(join)
+    small = dataclasses.replace(ROW, cap="10%", cap_bytes=ROW.cap_bytes // 5)
+    other = dataclasses.replace(small, samples=({"tokens_per_s": 2.0, "said": "b"},))
+    about = {"cpu": "abacus"}
+    calls = [json.loads(as_json([row], about)) for row in (other, ROW)]
+    rows, told = join.joined(calls)
+    assert [(row.cap, row.note) for row in rows] == [(ROW.cap, ""), ("10%", "other tokens")]
+    assert told == {"flashllm_bench": 1, **about}
+    with pytest.raises(SystemExit, match="one machine"):
+        join.joined([calls[0], calls[1] | {"cpu": "another"}])
+    for i, told in enumerate(calls):
+        (tmp_path / f"{i}.json").write_text(json.dumps(told))
+    out = tmp_path / "card"
+    monkeypatch.setattr("sys.argv", ["ladder.py", f"{tmp_path}/0.json", f"{tmp_path}/1.json",
+                                     "--note", "a model", "--out", str(out)])  # fmt: skip
+    assert join.main() == 0
+    written, text = json.loads(out.with_suffix(".json").read_text()), out.with_suffix(".md")
+    assert join.rows_of(written) == rows and written["note"] == "a model"
+    assert "other tokens" in text.read_text() and "| t/s |" in text.read_text()

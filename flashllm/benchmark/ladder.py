@@ -98,7 +98,7 @@ def climb(
             found = curves.setdefault(storage, [])
             found.append(probe_device(model, storage, seconds=PROBE_S, seed=len(found)))
     best = {storage: best_curve(found) for storage, found in curves.items()}
-    return _same_tokens([_over_floor(row, best.get(row.facts.get("storage"))) for row in rows])
+    return same_tokens([_over_floor(row, best.get(row.facts.get("storage"))) for row in rows])
 
 
 def _over_floor(row: Row, curve: DeviceCurve | None) -> Row:
@@ -202,7 +202,7 @@ def _means(samples: Sequence[dict[str, Any]], name: str) -> dict[str, float]:
     return {key: statistics.fmean(one[key] for one in found) for key in found[0]}
 
 
-def _same_tokens(rows: list[Row]) -> list[Row]:
+def same_tokens(rows: list[Row]) -> list[Row]:
     """A note on every row whose tokens are not those of the first rung's same test."""
     said: dict[str, list[str]] = {}
     out = []
