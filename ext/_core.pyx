@@ -205,6 +205,26 @@ cdef extern from "fl_kernels.h" nogil:
         uint8_t *keys
         uint8_t *values
 
+    ctypedef struct fl_neurons:
+        const fl_acts *acts
+        const fl_piece *first
+        const fl_piece *second
+        const fl_piece *down
+        const fl_items *items
+        fl_activation kind
+        float *pre
+        float *up
+        float *y
+    ctypedef struct fl_decided:
+        fl_neurons neurons
+        const fl_items *items
+        const fl_piece *deciding
+        const float *bias
+        float *decided
+        int64_t n_decided
+        int32_t *active
+    fl_kernel_status fl_op_decided(const fl_engine *e, const fl_decided *d, int64_t *n_added)
+
 cdef extern from "fl_calls.h" nogil:
     ctypedef enum fl_call_kind:
         FL_CALL_PREPARE
@@ -519,6 +539,42 @@ cdef class NativeKernels:
         if self.recording is not None:
             self.recording.kept += (q.base, scales.base, addresses.base, pre.base, y.base)
             self.recording.kept += (None if x is None else x.base, None if up is None else up.base)
+
+    def decided(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
+                const float[::1] scales not None, int64_t scale_stride, tuple deciding, tuple second,
+                tuple down not None, const uint64_t[::1] addresses not None,
+                const int32_t[::1] ids not None, int kind, float[:, ::1] decided not None,
+                const float[::1] bias, float[:, ::1] pre not None, float[:, ::1] up,
+                int32_t[::1] active not None, float[:, ::1] y not None):
+        self.only_now()
+        cdef fl_acts acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride)
+        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
+        cdef fl_piece pieces[3]
+        cdef fl_decided d
+        cdef int64_t n_added
+        if x is not None:
+            acts.x, acts.n_cols = &x[0, 0], x.shape[1]
+        d.deciding = d.neurons.second = NULL
+        if deciding is not None:
+            pieces[0] = fl_piece(deciding[0], deciding[1], deciding[2], deciding[3], deciding[4])
+            d.deciding = &pieces[0]
+        if second is not None:
+            pieces[1] = fl_piece(second[0], second[1], second[2], second[3], second[4])
+            d.neurons.second = &pieces[1]
+        pieces[2] = fl_piece(down[0], down[1], down[2], down[3], down[4])
+        d.neurons.acts, d.neurons.down = &acts, &pieces[2]
+        d.neurons.kind, d.items, d.bias = <fl_activation>kind, &items, values_of(bias)
+        d.neurons.pre, d.neurons.y, d.neurons.up = &pre[0, 0], &y[0, 0], NULL
+        if up is not None:
+            d.neurons.up = &up[0, 0]
+        d.decided, d.n_decided, d.active = &decided[0, 0], decided.shape[1], &active[0]
+        cdef fl_kernel_status status
+        cdef int64_t started = now_ns()
+        with nogil:
+            status = fl_op_decided(&self.engine, &d, &n_added)
+        self.clock.add(started)
+        self.check(status)
+        return n_added
 
     def linear(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
                float[::1] scales not None, int64_t scale_stride, bint quantised,

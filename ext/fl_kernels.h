@@ -207,6 +207,20 @@ typedef struct {
     uint8_t *keys, *values;
 } fl_token;
 void fl_op_attend_token(const fl_engine *e, const fl_token *t);
+/* Neurons of a list of ids by their pre-activations decided[id].  With a deciding piece those are
+ * made first - its dot with x, plus bias[id] where there is a bias -, and only neurons above zero
+ * are added.  `neurons` says what and where, but for its first piece and its items; pre, up and
+ * active have room for all ids.  *n_added: how many were. */
+typedef struct {
+    fl_neurons neurons;
+    const fl_items *items;
+    const fl_piece *deciding;
+    const float *bias;
+    float *decided;
+    int64_t n_decided;
+    int32_t *active;
+} fl_decided;
+fl_kernel_status fl_op_decided(const fl_engine *e, const fl_decided *d, int64_t *n_added);
 
 /* fl_rwkv.c.  shares: n_mixes vectors of n; out [n_mixes, n_tokens, n]. */
 void fl_op_mix_tokens(const fl_engine *e, fl_share kind, const float *x, const float *last,

@@ -48,3 +48,42 @@ void fl_op_attend_token(const fl_engine *e, const fl_token *t)
     keep(a, t->v, t->values);
     fl_op_attention(e, a);
 }
+
+/* decided[id] of every item, out of its dot. */
+static fl_kernel_status decide(const fl_engine *e, const fl_decided *d)
+{
+    const fl_items *items = d->items;
+    float *dots = d->neurons.pre;
+    const fl_kernel_status status = fl_op_dot(e, d->neurons.acts, d->deciding, items, dots, 0);
+
+    if (status != FL_KERNEL_OK) return status;
+    for (int64_t k = 0; k < items->n; k++) {
+        const int32_t id = items->ids[k];
+        d->decided[id] = d->bias ? dots[k] + d->bias[id] : dots[k];
+    }
+    return FL_KERNEL_OK;
+}
+
+fl_kernel_status fl_op_decided(const fl_engine *e, const fl_decided *d, int64_t *n_added)
+{
+    const fl_items *items = d->items;
+    fl_kernel_status status = fl_ascending(items);
+    int64_t n = 0;
+
+    *n_added = 0;
+    if (status != FL_KERNEL_OK) return status;
+    if (items->n && (items->ids[0] < 0 || items->ids[items->n - 1] >= d->n_decided))
+        return FL_OUT_OF_RANGE;
+    if (d->deciding && (status = decide(e, d)) != FL_KERNEL_OK) return status;
+    for (int64_t k = 0; k < items->n; k++) {
+        const int32_t id = items->ids[k];
+        if (d->deciding && !(d->decided[id] > 0)) continue;
+        d->active[n] = id;
+        d->neurons.pre[n++] = d->decided[id];
+    }
+    const fl_items active = {items->addresses, items->n_frames, d->active, 0, n};
+    fl_neurons neurons = d->neurons;
+    neurons.first = NULL, neurons.items = &active;
+    *n_added = n;
+    return n ? fl_op_neurons(e, &neurons) : FL_KERNEL_OK;
+}

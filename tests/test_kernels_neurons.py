@@ -148,3 +148,65 @@ def test_refusals(kernels):
             acts, bundles.addresses, (first, None, down), range(0, 4), "silu", pre, None,
             np.zeros((1, N_COLS), np.float32),
         )  # fmt: skip
+
+
+SOME = np.array([0, 1, 2, 5, 17, 18, 40, 59, 60], np.int32)
+
+
+def decide(ks, bundles, *, decides, gated, bias, ids=SOME, n_room=None, kind="relu2", call=None):
+    """(y, decided, how many were added) of one token."""
+    first, second, down = bundles.pieces
+    acts = ks.activations(1, N_COLS)
+    ks.prepare(acts, normal((1, N_COLS), 7), first)
+    decided, y = normal((1, N_ITEMS), 8), normal((1, N_COLS), 9)
+    n = max(1, len(ids)) if n_room is None else n_room
+    room = np.empty((1, n), np.float32), np.empty((1, n), np.float32), np.empty(n, np.int32)
+    found = (call or ks.add_decided)(
+        acts, bundles.addresses, (first if decides else None, second if gated else None, down), ids,
+        kind, decided, normal((N_ITEMS,), 6) * 30 if bias else None,
+        (room[0], room[1] if gated else None, room[2]), y,
+    )  # fmt: skip
+    return y, decided, found
+
+
+@pytest.mark.parametrize("decides, bias", [(True, True), (True, False), (False, False)])
+@pytest.mark.parametrize("gated", [True, False])
+@pytest.mark.parametrize("weight_type", ["int8", "int4", "bf16"])
+def test_decided_neurons_in_one_call(kernels, weight_type, gated, decides, bias):
+    bundles = Bundles([weight_type] * 3)
+    how = {"decides": decides, "gated": gated, "bias": bias}
+
+    def slow(acts, addresses, pieces, ids, kind, decided, bias, room, y):
+        return KernelSet._add_decided(
+            kernels, acts, addresses, pieces, ids, kind, decided, bias, *room, y
+        )
+
+    for ids in (SOME, np.arange(N_ITEMS, dtype=np.int32), SOME[:1]):
+        both = (decide(kernels, bundles, ids=ids, call=call, **how) for call in (None, slow))
+        fast, slowly = both
+        assert same_bits(fast[0], slowly[0]) and same_bits(fast[1], slowly[1])
+        assert fast[2] == slowly[2]
+        if decides:
+            assert fast[2] == (fast[1][0, ids] > 0).sum() and (len(ids) < 9 or fast[2] < len(ids))
+        else:
+            assert fast[2] == len(ids)
+    nothing = decide(kernels, bundles, ids=SOME[:0], **how)
+    assert nothing[2] == 0 and same_bits(nothing[0], normal((1, N_COLS), 9))
+
+
+def test_what_add_decided_refuses(kernels):
+    bundles, how = Bundles(["int8"] * 3), {"decides": True, "gated": True, "bias": True}
+    for bad in ([3, 3], [-1, 4], [5, N_ITEMS], [5, 2**31 - 1]):
+        for decides in (True, False):
+            with pytest.raises(KernelError):
+                decide(kernels, bundles, **{**how, "decides": decides}, ids=np.array(bad, np.int32))
+    with pytest.raises(UsageError, match="room|columns"):
+        decide(kernels, bundles, **how, n_room=len(SOME) - 1)
+    with pytest.raises(UsageError, match="ids"):
+        decide(kernels, bundles, **how, ids=SOME.astype(np.int64))
+    with pytest.raises(UnknownNameError):
+        decide(kernels, bundles, **how, kind="step")
+    bundles.addresses[SOME[-1] // 3] = 0
+    for decides in (True, False):
+        with pytest.raises(KernelError):
+            decide(kernels, bundles, **{**how, "decides": decides}, kind="silu")

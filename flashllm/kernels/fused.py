@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..errors import UnknownNameError, UsageError
+from ..errors import KernelError, UnknownNameError, UsageError
 from .checks import ACTIVATIONS, check_array, check_width
 
 if TYPE_CHECKING:
@@ -186,3 +186,69 @@ class FusedOperators:
                 self._dot(acts, acts.x, addresses, piece, ids, 0, len(ids), out)
         self._activate(kind, pre, up, pre)
         self._accumulate(pre, addresses, down, ids, 0, len(ids), y)
+
+    def add_decided(
+        self,
+        acts: Activations,
+        addresses: np.ndarray,
+        pieces: tuple[PieceView | None, PieceView | None, PieceView],
+        ids: np.ndarray,
+        kind: str,
+        decided: np.ndarray,
+        bias: np.ndarray | None,
+        room: tuple[np.ndarray, np.ndarray | None, np.ndarray],
+        y: np.ndarray,
+    ) -> int:
+        """add_neurons of bundles `ids`, int32 ascending, by pre-activations decided[0, ids].
+
+        pieces  (deciding, second, down).  With `deciding` the pre-activations are made first,
+                deciding_i . x + bias[i] each, and only neurons above zero are added.
+        decided float32 [1, n >= every id]; bias float32 of the same n, or None
+        room    float32 [1, >= n ids] for factors; the same for the second piece's, None without;
+                int32 [>= n ids]: overwritten
+        Returns how many neurons were added.
+        """
+        deciding, second, down = pieces
+        pre, up, active = room
+        n = len(ids)
+        self._check_accumulate(pre, addresses, down, y)
+        check_array("ids", ids, np.int32, (None,))
+        check_array("decided", decided, np.float32, (1, None), out=deciding is not None)
+        check_array("active", active, np.int32, (None,), out=True)
+        if bias is not None:
+            check_array("bias", bias, np.float32, (decided.shape[1],))
+        if (up is None) != (second is None):
+            raise UsageError("room for the second piece's dots comes with the second piece")
+        if kind not in ACTIVATIONS:
+            raise UnknownNameError("activation", kind, list(ACTIVATIONS))
+        for name, array in (("pre", pre), ("up", up)):
+            if array is not None:
+                check_array(name, array, np.float32, (1, None), out=True)
+                check_width(name, array, n)
+        if len(active) < n:
+            raise UsageError(f"active must have room for {n} ids, not {len(active)}")
+        for piece, out in ((deciding, pre), (second, up)):
+            if piece is not None:
+                self._check_dot(acts, addresses, piece, out)
+        if not n:
+            return 0
+        return self._add_decided(
+            acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y
+        )
+
+    def _add_decided(
+        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y
+    ) -> int:
+        deciding, second, down = pieces
+        if (np.diff(ids) < 1).any() or ids[0] < 0 or ids[-1] >= decided.shape[1]:
+            raise KernelError(f"ids must ascend strictly within 0 to {decided.shape[1] - 1}")
+        if deciding is not None:
+            dots = np.empty((1, len(ids)), np.float32)
+            self._dot(acts, acts.x, addresses, deciding, ids, 0, len(ids), dots)
+            decided[0, ids] = dots[0] if bias is None else dots[0] + bias[ids]
+            ids = ids[decided[0, ids] > 0]
+        if len(ids):
+            factors = np.ascontiguousarray(decided[:, ids])
+            ups = None if up is None else np.empty_like(factors)
+            self._neurons(acts, addresses, (None, second, down), ids, kind, factors, ups, y)
+        return len(ids)

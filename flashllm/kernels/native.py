@@ -84,6 +84,18 @@ class NativeSet(KernelSet):
             addresses, ids, start, len(items), ACTIVATIONS[kind], pre, up, y,
         )  # fmt: skip
 
+    def _add_decided(
+        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y
+    ) -> int:
+        deciding, second, down = pieces
+        dotted = deciding or second
+        q_stride, scale_stride = acts.strides(dotted.n_cols) if dotted else (0, 0)
+        return self._core.decided(
+            acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
+            deciding and deciding.ints, second and second.ints, down.ints, addresses, ids,
+            ACTIVATIONS[kind], decided, bias, pre, up, active, y,
+        )  # fmt: skip
+
     @contextmanager
     def recording(self) -> Iterator[Recorded]:
         self._open()

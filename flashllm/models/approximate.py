@@ -176,9 +176,10 @@ class ApproximateFFN:
         self.kernels.prepare(self.activations, x, view)
         out.fill(0.0)
         for lease in self.store.acquire(ffn, ids):
-            self._decide(layer, lease, view, decided)
-            active = lease.ids[decided[0, lease.ids] > 0]
-            self._add_neurons(layer, lease, active, decided, out)
+            if not self._add_decided(layer, lease, lease.ids, decided, out, deciding=view):
+                self._decide(layer, lease, view, decided)
+                active = lease.ids[decided[0, lease.ids] > 0]
+                self._add_neurons(layer, lease, active, decided, out)
         return ids[decided[0, ids] > 0]
 
     def _decide(self, layer: int, lease, view, decided: np.ndarray) -> None:

@@ -73,7 +73,7 @@ class DecoderModel(ApproximateFFN, ABC):
             name.removesuffix(last)
             for name in vectors for last in ("gate.bias", "up.bias") if name.endswith("." + last)
         }  # fmt: skip
-        self._ids = np.zeros(config.intermediate_size, np.int32)
+        self._ids, self._added = np.zeros((2, config.intermediate_size), np.int32)
         self._paired: dict[str, tuple[PieceView, np.ndarray] | None] = {}
         self.counts = StepCounts()
         self.observer: Observer | None = None
@@ -331,13 +331,11 @@ class DecoderModel(ApproximateFFN, ABC):
         The activations are prepared for "up" where the FFN is gated.
         """
         kernels, n_tokens, n = self.kernels, out.shape[0], ids.size
+        if n_tokens == 1 and self._add_decided(layer, lease, ids, decided, out):
+            return
         views = self.views[f"layers.{layer}.ffn"]
         pre = self.scratch.view("gathered", n_tokens, n)
         np.take(decided, ids, axis=1, out=pre, mode="clip")  # any other mode makes a copy first
-        if n_tokens == 1 and f"layers.{layer}." not in self._inner_biases:
-            pieces = (None, views["up"] if self.config.gated else None, views["down"])
-            self._walk_neurons(pieces, lease.addresses, ids, out, pre)
-            return
         up = None
         if self.config.gated:
             up = self.scratch.view("up", n_tokens, n)
@@ -346,6 +344,25 @@ class DecoderModel(ApproximateFFN, ABC):
                 up += self.vectors[f"layers.{layer}.up.bias"][ids]
         kernels.activate(self.config.activation, pre, up, pre)
         kernels.accumulate_ids(pre, lease.addresses, views["down"], ids, out)
+
+    def _add_decided(
+        self, layer: int, lease, ids: np.ndarray, decided: np.ndarray, out: np.ndarray,
+        deciding: PieceView | None = None,
+    ) -> bool:  # fmt: skip
+        """The same for one token, in one call, and with `deciding` the pre-activations as well:
+        those of `ids` are made and active ones added.  False where a bias comes in between."""
+        if f"layers.{layer}." in self._inner_biases:
+            return False
+        views, n, up = self.views[f"layers.{layer}.ffn"], max(1, ids.size), None
+        if self.config.gated:
+            up = self.scratch.view("up", 1, n)
+        bias = self.vectors.get(self._deciding_bias(layer)) if deciding is not None else None
+        self.kernels.add_decided(
+            self.activations, lease.addresses, (deciding, None if up is None else views["up"],
+            views["down"]), ids, self.config.activation, decided, bias,
+            (self.scratch.view("gathered", 1, n), up, self._added), out,
+        )  # fmt: skip
+        return True
 
     def _deciding_piece(self, plane: str) -> str:
         """The piece of an all-in-one bundle that decides."""
