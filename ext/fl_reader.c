@@ -697,10 +697,7 @@ static int queue_ticket(fl_reader *r, fl_ticket *t, fl_ticket **ticket, fl_failu
         else
             r->head = t;
         r->tail = t;
-        if (r->ring || t->n == 1)
-            rouse(r);
-        else
-            pthread_cond_broadcast(&r->work);
+        rouse(r); /* one, who rouses the next: sixteen would take the processor from whoever asks */
     }
     pthread_mutex_unlock(&r->lock);
     if (status != FL_READ_OK) {
