@@ -5,6 +5,7 @@ format, no allocation here.  Sections: arrays, checksums, kernels, reading; each
 """
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
+from libc.errno cimport ENOMEM
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -847,6 +848,31 @@ cdef extern from "fl_reader.h" nogil:
     void fl_direct_alignment(int fd, int64_t *alignment, int64_t *memory_alignment)
     int64_t fl_resident_bytes(int fd, int64_t offset, int64_t length)
 
+cdef extern from "fl_frames.h" nogil:
+    ctypedef struct fl_frames:
+        size_t n_frames
+        const uint64_t *offsets
+        const uint32_t *stored
+        const uint64_t *digests
+        uint64_t file_id
+        int64_t alignment
+    ctypedef struct fl_scatter:
+        size_t n
+        const int32_t *first
+        const int32_t *frames
+        const int64_t *offset
+        const int64_t *length
+        uint64_t *targets
+        uint64_t room, room_end, step, trash
+    int64_t fl_frames_coalesce(const fl_frames *t, const int32_t *frames, size_t n,
+                               int64_t max_gap, int64_t max_extent, int64_t max_frames,
+                               int32_t *first, int64_t *offset, int64_t *length)
+    int64_t fl_frames_bytes(const fl_frames *t, const int32_t *frames, size_t n)
+    enum:
+        FL_NO_FRAMES, FL_NO_ROOM
+    void *fl_frames_scatter(const fl_frames *t, const fl_scatter *s, fl_batch *batch,
+                            int *refused)
+
 READ_DIRECT, READ_PREAD, READ_MMAP = FL_DIRECT, FL_PREAD, FL_MMAP
 
 _FAILURES = {
@@ -877,6 +903,55 @@ cdef _failure(int status, fl_failure *f):
     failure.error, failure.expected, failure.found = f.error, f.expected, f.found
     failure.reason = _REFUSALS[f.kind] if status == FL_REFUSED else ""
     return failure
+
+
+@cython.no_gc
+cdef class FrameTables:
+    """Where a plane's frames lie: `arrays` (offsets uint64, stored uint32, digests uint64), a row
+    per frame, looked at once.  See fl_frames.h."""
+    cdef fl_frames c
+    cdef const uint64_t[::1] offsets, digests  # keep the memory
+    cdef const uint32_t[::1] stored
+    cdef readonly tuple arrays
+    cdef readonly object file_id
+    cdef readonly int64_t alignment
+
+    def __cinit__(self, const uint64_t[::1] offsets, const uint32_t[::1] stored,
+                  const uint64_t[::1] digests, *, uint64_t file_id, int64_t alignment):
+        if not offsets.shape[0] == stored.shape[0] == digests.shape[0] or alignment < 1:
+            raise ValueError("the tables do not fit each other")
+        self.offsets, self.stored, self.digests = offsets, stored, digests
+        self.alignment = self.c.alignment = alignment
+        self.c.n_frames, self.c.file_id = offsets.shape[0], file_id
+        if offsets.shape[0]:
+            self.c.offsets, self.c.stored, self.c.digests = &offsets[0], &stored[0], &digests[0]
+
+    def __init__(self, offsets, stored, digests, *, file_id, alignment):
+        self.arrays, self.file_id = (offsets, stored, digests), file_id
+
+    def coalesce(self, const int32_t[::1] frames, int64_t max_gap, int64_t max_extent,
+                 int64_t max_frames, int32_t[::1] first, int64_t[::1] offset,
+                 int64_t[::1] length):
+        """Fill in extents that hold `frames`, ascending; how many.  ValueError for other frames."""
+        cdef size_t m = frames.shape[0]
+        cdef int64_t n
+        if (<size_t>first.shape[0] <= m or <size_t>offset.shape[0] < m
+                or <size_t>length.shape[0] < m):
+            raise ValueError("no room for so many extents")
+        n = fl_frames_coalesce(&self.c, &frames[0] if m else NULL, m, max_gap, max_extent,
+                               max_frames, &first[0], &offset[0] if m else NULL,
+                               &length[0] if m else NULL)
+        if n < 0:
+            raise ValueError("the frames are no ascending rows of the tables")
+        return n
+
+    def n_bytes(self, const int32_t[::1] frames):
+        """The bytes of these frames in the file, padding included."""
+        cdef size_t m = frames.shape[0]
+        cdef int64_t n = fl_frames_bytes(&self.c, &frames[0] if m else NULL, m)
+        if n < 0:
+            raise ValueError("the frames are no rows of the tables")
+        return n
 
 
 @cython.no_gc
@@ -959,25 +1034,64 @@ cdef class Reader:
         ticket.reader, ticket.n = self, b.n_extents
         return ticket
 
-    def submit_run(self, int64_t offset, int64_t length, uint64_t address, int64_t start,
-                   int64_t stop, const uint64_t[::1] offsets, const uint32_t[::1] stored,
-                   const uint64_t[::1] digests, uint64_t file_id):
+    def submit_run(self, FrameTables tables not None, int64_t offset, int64_t length,
+                   uint64_t address, int64_t start, int64_t stop):
         """Queue the frames [start, stop) of these tables as one extent; its NativeTicket."""
         cdef fl_run run
         cdef fl_failure failure
         cdef int status
         cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
-        if not 0 <= start < stop <= offsets.shape[0] or not (
-                offsets.shape[0] == stored.shape[0] == digests.shape[0]):
+        if not 0 <= start < stop <= <int64_t>tables.c.n_frames:
             raise ValueError("the frames of a run do not lie in its tables")
         run.offset, run.length, run.address = offset, length, address
-        run.n_frames, run.file_id = stop - start, file_id
-        run.offsets, run.stored, run.digests = &offsets[start], &stored[start], &digests[start]
+        run.n_frames, run.file_id = stop - start, tables.c.file_id
+        run.offsets, run.stored = tables.c.offsets + start, tables.c.stored + start
+        run.digests = tables.c.digests + start
         with nogil:
             status = fl_reader_submit_run(self.reader, &run, &ticket.ticket, &failure)
         if status != FL_READ_OK:
             raise _failure(status, &failure)
         ticket.reader, ticket.n = self, 1
+        return ticket
+
+    def submit_frames(self, FrameTables tables not None, int64_t start, int64_t stop,
+                      const int32_t[::1] first, const int64_t[::1] offset,
+                      const int64_t[::1] length, const int32_t[::1] frames,
+                      uint64_t[::1] targets, uint64_t room, uint64_t room_bytes, uint64_t step,
+                      uint64_t trash):
+        """Queue the extents [start, stop) of these frames; its NativeTicket."""
+        cdef fl_scatter s
+        cdef fl_batch b
+        cdef fl_failure failure
+        cdef int status = FL_SYSTEM, refused = 0
+        cdef void *memory
+        cdef int64_t e
+        cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
+        if not 0 <= start < stop <= offset.shape[0] or not (
+                offset.shape[0] == length.shape[0] == first.shape[0] - 1):
+            raise ValueError("there are no such extents")
+        if frames.shape[0] != targets.shape[0]:
+            raise ValueError("the targets do not fit the frames")
+        for e in range(start, stop):
+            if not 0 <= first[e] <= first[e + 1] <= frames.shape[0]:
+                raise ValueError("the extents' frames do not ascend within the frames")
+        if first[stop] == first[start]:
+            raise ValueError("the extents have no frames")
+        s.n, s.first, s.offset, s.length = stop - start, &first[start], &offset[start], &length[start]
+        s.frames, s.targets = &frames[0], &targets[0]
+        s.room, s.room_end, s.step, s.trash = room, room + room_bytes, step, trash
+        failure.error = ENOMEM
+        with nogil:
+            memory = fl_frames_scatter(&tables.c, &s, &b, &refused)
+            if memory != NULL:
+                status = fl_reader_submit(self.reader, &b, &ticket.ticket, &failure)
+                free(memory)
+        if refused:
+            raise ValueError("no room for all frames" if refused == FL_NO_ROOM else
+                             "the frames are no rows of the tables")
+        if status != FL_READ_OK:
+            raise _failure(status, &failure)
+        ticket.reader, ticket.n = self, s.n
         return ticket
 
 

@@ -65,6 +65,18 @@ BREAKS = {
         "(size_t)b->iov_start[e + 1] > b->n_iov + 1 ||",
         ("test_native_fuzz.py", "test_storage_contract.py"),
     ),
+    "leave a gap out of a scattered read": Break(
+        "ext/fl_frames.c", "s->trash, (int64_t)gap);", "s->trash, (int64_t)gap / 4);",
+        ("test_storage_contract.py",),
+    ),
+    "believe a frame's number": Break(
+        "ext/fl_frames.c", "(size_t)frame < t->n_frames", "(size_t)frame <= t->n_frames",
+        ("test_offload_planner.py", "test_storage_contract.py"),
+    ),
+    "join one frame too many": Break(
+        "ext/fl_frames.c", "first[e] >= max_frames", "first[e] > max_frames",
+        ("test_offload_planner.py",),
+    ),
     "wrong seed in the checksum": Break(
         "ext/fl_reader.c", "fl_xxh64(c->address, c->length, c->seed)",
         "fl_xxh64(c->address, c->length, 0)", ("test_offload_store.py",),

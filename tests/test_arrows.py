@@ -26,7 +26,7 @@ ARROWS = {
     "cache": set(),
     "predictors": {"kernels"},
     "kernels": {"quant", "_core"},
-    "offload": {"container", "cache"},
+    "offload": {"container", "cache", "_core"},
     "models": {"kernels", "predictors", "offload"},
     "engine": {"models", "cache"},
     "checkpoints": set(),

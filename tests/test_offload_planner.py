@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from flashllm._core import FrameTables
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flashllm.offload.frames import FrameSource
 from flashllm.offload.planner import (
     cheaper_mode,
     coalesce,
@@ -73,6 +77,48 @@ def test_coalesce_equals_brute_force(layout, max_gap, max_extent, max_frames):
         assert part.frames.tolist() == frames[found.first[1] :].tolist()
         assert part.first[0] == 0 and part.first[-1] == len(part.frames)
         assert part.offset.tolist() == found.offset[1:].tolist()
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    layouts(),
+    st.sampled_from([0, 512, 4096, 10**9]),
+    st.sampled_from([512, 5000, 1 << 20]),
+    st.sampled_from([1, 3, 512]),
+)
+def test_native_extents_are_the_planners(layout, max_gap, max_extent, max_frames):
+    lengths, offsets, wanted = layout
+    stored = (lengths - np.arange(len(lengths)) % 512).astype(np.uint32)  # padded to 512 again
+    tables = FrameTables(
+        offsets.astype(np.uint64), stored, np.zeros(len(stored), np.uint64), file_id=1,
+        alignment=512,
+    )  # fmt: skip
+    source = SimpleNamespace(tables=tables)
+    frames = np.flatnonzero(wanted).astype(np.int32)
+    knobs = {"max_gap": max_gap, "max_extent": max_extent, "max_frames": max_frames}
+    found = FrameSource.extents(source, frames, **knobs)
+    expected = coalesce(frames, offsets[frames], lengths[frames], **knobs)
+    for name in ("frames", "first", "offset", "length"):
+        a, b = getattr(found, name), getattr(expected, name)
+        assert a.dtype == b.dtype and a.tolist() == b.tolist(), name
+    assert tables.n_bytes(frames) == lengths[frames].sum()
+    repeated = np.concatenate((frames[::-1], frames))
+    assert tables.n_bytes(repeated) == 2 * lengths[frames].sum()
+
+
+@pytest.mark.parametrize("frames", [[-1], [3], [0, 3], [1, 0], [1, 1], [2**31 - 1]])
+def test_frames_that_are_no_rows_are_refused(frames):
+    n = len(frames)
+    some, room = np.array(frames, np.int32), np.empty(n, np.int64)
+    at, sizes = np.arange(3, dtype=np.uint64) * np.uint64(512), np.full(3, 512, np.uint32)
+    tables = FrameTables(at, sizes, at, file_id=0, alignment=512)
+    with pytest.raises(ValueError, match="rows"):
+        tables.coalesce(some, 0, 512, 1, np.empty(n + 1, np.int32), room, room)
+    with pytest.raises(ValueError, match="room"):
+        tables.coalesce(some, 0, 512, 1, np.empty(n, np.int32), room, room)
+    if min(frames) < 0 or max(frames) > 2:
+        with pytest.raises(ValueError, match="rows"):
+            tables.n_bytes(some)
 
 
 @settings(max_examples=300, deadline=None)

@@ -196,8 +196,9 @@ def test_units_in_memory_come_first(model):
 
 
 @pytest.mark.parametrize("mode", ["sweep", "cached"])
-def test_audits_leave_nothing_behind(model, mode):
+def test_audits_leave_nothing_behind(model, mode, monkeypatch):
     """The truth is shown, its bytes are counted apart, and the steps after it are as without."""
+    monkeypatch.setattr(Pace, "note", lambda self, **_: None)  # gaps would depend on the clock
     seen = []
     for audit in (False, True):
         store, rng, audited = model.store(model.share(0.4), mode=mode), np.random.default_rng(4), 0

@@ -7,10 +7,11 @@ import errno
 import mmap
 import os
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from flashllm._core import xxh64
+from flashllm._core import FrameTables, xxh64
 
 from flashllm.errors import (
     ChecksumError,
@@ -21,7 +22,9 @@ from flashllm.errors import (
     UnsupportedError,
     UsageError,
 )
+from flashllm.offload.planner import coalesce
 from flashllm.storage import STORAGES, ReadBatch, open_storage
+from flashllm.storage.base import Storage
 from flashllm.storage.wrappers import FaultyStorage, SlowStorage
 from flashllm.stress.confine import make_cold
 
@@ -156,21 +159,22 @@ def tables(content, storage, sizes, seed):
         xxh64(content[int(at) : int(at) + int(n)], (int(at) + seed) % 2**64)
         for at, n in zip(offsets, stored, strict=True)
     ]
-    return offsets, stored, np.array(digests, np.uint64)
+    arrays = offsets, stored, np.array(digests, np.uint64)
+    return FrameTables(*arrays, file_id=seed, alignment=UNIT)
 
 
 SIZES = [UNIT, 100, 3 * UNIT - 1, 2 * UNIT, 1]
 
 
 def test_a_run_of_frames_is_one_checked_extent(storage, content):
-    file_id = np.uint64(2**64 - 5)  # seeds wrap
-    offsets, stored, digests = some = tables(content, storage, SIZES, int(file_id))
+    some = tables(content, storage, SIZES, 2**64 - 5)  # seeds wrap
+    offsets, stored, _ = some.arrays
     for start, stop in [(0, 5), (1, 4), (4, 5)]:
         offset = int(offsets[start])
         length = int(offsets[stop - 1]) + -(-int(stored[stop - 1]) // UNIT) * UNIT - offset
         memory = room(length)
         at = memory.ctypes.data
-        with storage.submit_run(offset, length, at, start, stop, some, file_id) as ticket:
+        with storage.submit_run(offset, length, at, start, stop, some) as ticket:
             ticket.wait()
             assert ticket.done() == 1
         assert (memory == content[offset : offset + length]).all()
@@ -178,13 +182,14 @@ def test_a_run_of_frames_is_one_checked_extent(storage, content):
 
 @pytest.mark.parametrize("bad", range(1, 4))
 def test_a_run_names_the_frame_whose_bytes_are_wrong(storage, content, bad):
-    offsets, stored, digests = tables(content, storage, SIZES, 9)
+    some = tables(content, storage, SIZES, 9)
+    offsets, _, digests = some.arrays
     digests[bad] ^= 1
     memory = room(8 * UNIT)
     said = []
     ticket = storage.submit_run(
-        int(offsets[1]), 6 * UNIT, memory.ctypes.data, 1, 4, (offsets, stored, digests),
-        np.uint64(9), lambda extent, check: said.append((extent, check)) or "a frame",
+        int(offsets[1]), 6 * UNIT, memory.ctypes.data, 1, 4, some,
+        lambda extent, check: said.append((extent, check)) or "a frame",
     )  # fmt: skip
     with ticket, pytest.raises(ChecksumError, match="a frame"):
         ticket.wait()
@@ -208,9 +213,144 @@ def test_a_run_that_does_not_fit_its_tables_is_refused(name, path, content, case
         memory = room(16 * UNIT)
         with pytest.raises(UsageError):
             storage.submit_run(
-                offset * UNIT, length * UNIT, memory.ctypes.data, start, stop, some, np.uint64(9)
+                offset * UNIT, length * UNIT, memory.ctypes.data, start, stop, some
             )
         assert not memory.any()
+
+
+def some_frames(content, seed):
+    """Frames of a plane with holes in the file, extents over some of them, and targets in a memory
+    of slots: neighbours, slots apart, and zeros to be filled in."""
+    rng = np.random.default_rng(seed)
+    n = 60
+    units = rng.integers(1, 4, n)
+    holes = rng.choice([0, 0, 1, 2], n)
+    offsets = ((1 + np.cumsum(units + holes) - units) * UNIT).astype(np.uint64)
+    stored = (units * UNIT - rng.choice([0, 1, 700], n)).astype(np.uint32)
+    digests = [
+        xxh64(content[int(at) : int(at) + int(size)], int(at) + seed)
+        for at, size in zip(offsets, stored, strict=True)
+    ]
+    tables = FrameTables(
+        offsets, stored, np.array(digests, np.uint64), file_id=seed, alignment=UNIT
+    )
+    frames = np.flatnonzero(rng.random(n) < 0.6).astype(np.int32)
+    knobs = {"max_gap": 2 * UNIT, "max_extent": 30 * UNIT, "max_frames": 7}
+    lengths = -(-stored.astype(np.int64) // UNIT) * UNIT
+    places = offsets[frames].astype(np.int64), lengths[frames]
+    slots = np.sort(rng.permutation(n)[: len(frames)])
+    is_placed = rng.random(len(frames)) < [0.0, 0.5, 1.0][seed % 3]
+    return tables, coalesce(frames, *places, **knobs), slots, is_placed
+
+
+def read_frames(submit, some, start, stop, n_slots=60):
+    """What `submit` says and leaves in memory, of extents [start, stop)."""
+    tables, extents, slots, is_placed = some
+    step, memory = 3 * UNIT, room((2 * n_slots + 3) * 3 * UNIT)
+    at = memory.ctypes.data
+    targets = np.where(is_placed, at + slots * step, 0).astype(np.uint64)
+    said = []
+    ticket = submit(
+        extents, start, stop, tables, targets, room=at + n_slots * step,
+        room_bytes=n_slots * step, step=step, trash=at + 2 * n_slots * step,
+        describe=lambda extent, check: said.append((extent, check)) or "a frame",
+    )  # fmt: skip
+    failed = None
+    with ticket:
+        try:
+            ticket.wait()
+        except ChecksumError as error:
+            failed = (error.where, error.expected, error.found)
+    kept = memory[: 2 * n_slots * step].tobytes()  # in the trash the last read wins
+    return (targets - np.uint64(at)).tolist(), kept, said, failed
+
+
+def slowly(storage):
+    """submit_frames as the contract says it, in arrays."""
+    return lambda *arguments, **options: Storage.submit_frames(storage, *arguments, **options)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_are_read_as_the_contract_says(storage, content, seed):
+    some = tables, extents, slots, is_placed = some_frames(content, seed)
+    n = len(extents)
+    for start, stop in [(0, n), (n // 3, n), (1, n // 2), (n - 1, n)]:
+        before = storage.stats()
+        targets, memory, *said = read_frames(storage.submit_frames, some, start, stop)
+        between = storage.stats()
+        assert [targets, memory, *said] == list(
+            read_frames(slowly(storage), some, start, stop)
+        )
+        after = storage.stats()
+        for name in ("bytes_read", "n_reads"):
+            assert between[name] - before[name] == after[name] - between[name]
+        assert said == [[], None]
+        for k in range(extents.first[start], extents.first[stop]):
+            offset, size, _ = (int(a[extents.frames[k]]) for a in tables.arrays)
+            assert memory[targets[k] : targets[k] + size] == bytes(content[offset : offset + size])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_frames_that_are_wrong_are_named_as_the_contract_says(storage, content, seed):
+    some = tables, extents, _, _ = some_frames(content, seed)
+    for frame in extents.frames[::3]:
+        tables.arrays[2][frame] ^= np.uint64(1)
+        for start in (0, 1):
+            # Later extents may or may not have begun when a ticket is closed: not their memory.
+            targets, _, *found = read_frames(storage.submit_frames, some, start, len(extents))
+            expected = read_frames(slowly(storage), some, start, len(extents))
+            assert (targets, found) == (expected[0], list(expected[2:]))
+            assert (found[1] is None) == (frame < extents.frames[extents.first[start]])
+        tables.arrays[2][frame] ^= np.uint64(1)
+
+
+# what is changed -> (of the extents or of the call, what it is then)
+FRAMES_REFUSED = {
+    "a frame before the tables": {"frames": lambda a: np.where(a == a[3], -1, a).astype(np.int32)},
+    "a frame behind the tables": {"frames": lambda a: np.where(a == a[3], 60, a).astype(np.int32)},
+    "another frame": {"frames": lambda a: np.where(a == a[3], a[2], a).astype(np.int32)},
+    "starts that go back": {"first": lambda a: a[::-1].copy()},
+    "starts behind the frames": {"first": lambda a: a + np.int32(1)},
+    "starts before the frames": {"first": lambda a: a - np.int32(1)},
+    "fewer starts": {"first": lambda a: a[:-1].copy()},
+    "a longer extent": {"length": lambda a: a + UNIT},
+    "a shorter extent": {"length": lambda a: a - UNIT},
+    "an extent before the file": {"offset": lambda a: -a},
+    "fewer targets": {"targets": lambda a: a[:-1].copy()},
+    "extents backwards": {"start": lambda _: 3, "stop": lambda _: 2},
+    "no extents": {"stop": lambda _: 0},
+    "extents before the first": {"start": lambda _: -1},
+    "extents behind the last": {"stop": lambda n: n + 1},
+    "too little room": {"room_bytes": lambda n: n - 1},
+    "room around zero": {"room": lambda _: 2**64 - 3 * UNIT, "room_bytes": lambda _: 4 * UNIT},
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_frames_that_do_not_fit_their_tables_are_refused(name, path, content):
+    with opened(name, path) as storage:
+        for case in FRAMES_REFUSED:
+            check_refused(storage, content, FRAMES_REFUSED[case], case)
+
+
+def check_refused(storage, content, changes, case):
+    tables, extents, _, _ = some_frames(content, 0)  # all targets are to be filled in
+    n, step = len(extents.frames), 3 * UNIT
+    memory = room((n + 3) * step)
+    values = {k: getattr(extents, k) for k in ("frames", "first", "offset", "length")}
+    values |= {"start": 0, "stop": len(extents), "targets": np.zeros(n, np.uint64)}
+    values |= {"room": memory.ctypes.data, "room_bytes": n * step}
+    changed = {k: changes[k](v) if k in changes else v for k, v in values.items()}
+    some = SimpleNamespace(**changed)
+    before = storage.stats()
+    try:
+        storage.submit_frames(
+            some, some.start, some.stop, tables, some.targets, room=some.room,
+            room_bytes=some.room_bytes, step=step, trash=memory.ctypes.data + n * step,
+        )  # fmt: skip
+        pytest.fail(f"taken: {case}")
+    except UsageError:
+        assert not memory.any() and storage.stats() == before, case
 
 
 def test_an_empty_batch_is_done_at_once(storage):

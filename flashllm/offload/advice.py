@@ -64,7 +64,9 @@ class Adviser:
         state.residency_changed()
         try:
             extents = self.extents(state, missing)
-            fetch = self._fetcher.start(source, extents, targets=segment.slot_address[placed])
+            fetch = self._fetcher.start_frames(
+                source, extents, 0, len(extents), segment.slot_address[placed]
+            )
         except BaseException:
             segment.abandon(placed)
             raise

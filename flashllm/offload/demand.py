@@ -15,8 +15,8 @@ import numpy as np
 
 from ..units import KIB, align_up
 from .fetch import Fetch, Fetcher
-from .frames import MAX_PIECES, FrameSource
-from .planner import Extents, coalesce
+from .frames import MAX_PIECES, FrameSource, spaced
+from .planner import Extents
 from .stats import StepStats
 
 # Each return to the caller costs a kernel call; waiting for single reads would overlap no better.
@@ -31,7 +31,7 @@ class Demand:
         self._fetcher = fetcher
         self._halves = (address, address + half_bytes)
         self._half_bytes = half_bytes
-        self._fetches: deque[tuple[int, Fetch]] = deque()
+        self._fetches: deque[tuple[int, Fetch, int]] = deque()
         self.stats = StepStats()  # the store puts each step's here
 
     def extents(self, source: FrameSource, frames: np.ndarray, *, max_gap: int,
@@ -41,9 +41,8 @@ class Demand:
         if source.coded:
             max_extent = min(max_extent, self._half_bytes // 2)
             most = (self._half_bytes - max_extent - source.alignment) // source.slot_bytes
-        offsets, lengths = source.places(frames)
-        return coalesce(
-            frames, offsets, lengths, max_gap=max_gap, max_extent=max_extent,
+        return source.extents(
+            frames, max_gap=max_gap, max_extent=max_extent,
             max_frames=min(max(most, 1), MAX_PIECES),
         )  # fmt: skip
 
@@ -69,13 +68,12 @@ class Demand:
                 if w == 0:
                     yield 0, 0
                     continue
-                base, fetch = fetches[0]
+                at, fetch, n_bytes = fetches[0]
                 n = stop - start
-                n_returns = min(RETURNS_PER_WAVE, n, 1 + fetch.extents.n_bytes // RETURN_BYTES)
-                done, at = 0, base
+                step = -(-n // min(RETURNS_PER_WAVE, n, 1 + n_bytes // RETURN_BYTES))
+                done = 0
                 while done < n:
-                    self._wait(fetch, min(n, done + -(-n // n_returns)))
-                    done = fetch.done()
+                    done = self._wait(fetch, min(n, done + step))
                     upto = int(extents.first[start + done])
                     yield at, upto
                     at = upto
@@ -92,13 +90,16 @@ class Demand:
         """Extents [start, stop) of each wave: as many as a half has transient room for."""
         if not len(extents):
             return []
-        transient = np.add.reduceat((targets == 0).astype(np.int64), extents.first[:-1])
-        need = transient * source.slot_bytes
-        room = self._half_bytes
-        if source.coded:
-            need += extents.length
-            room -= source.alignment  # the raw area starts at a multiple of it
-        total = np.cumsum(need)
+        if source.coded:  # the raw area starts at a multiple of the alignment
+            room = self._half_bytes - source.alignment
+            transient = np.add.reduceat((targets == 0).astype(np.int64), extents.first[:-1])
+            total = np.cumsum(transient * source.slot_bytes + extents.length)
+        else:
+            room = self._half_bytes // source.slot_bytes
+            anywhere = np.cumsum(targets == 0) if targets.any() else None
+            total = extents.first[1:] if anywhere is None else anywhere[extents.first[1:] - 1]
+        if int(total[-1]) <= room:
+            return [(0, len(extents))]
         waves, start, before = [], 0, 0
         while start < len(extents):
             stop = int(np.searchsorted(total, before + room, side="right"))
@@ -107,37 +108,49 @@ class Demand:
             start, before = stop, int(total[stop - 1])
         return waves
 
-    def _start(self, source, extents, targets, waves, w) -> tuple[int, Fetch]:
-        """Submit wave `w` into its half; (index of its first frame, its fetch)."""
+    def _start(self, source, extents, targets, waves, w) -> tuple[int, Fetch, int]:
+        """Submit wave `w` into its half; (index of its first frame, its fetch, its bytes)."""
         start, stop = waves[w]
+        address = self._halves[w % 2]
+        if source.coded:
+            fetch = self._start_coded(source, extents, targets, start, stop, address)
+        else:
+            fetch = self._fetcher.start_frames(
+                source, extents, start, stop, targets, room=address, room_bytes=self._half_bytes
+            )
+        n_bytes = fetch.extents.n_bytes
+        self.stats.bytes_read += n_bytes
+        self.stats.reads += stop - start
+        return int(extents.first[start]), fetch, n_bytes
+
+    def _start_coded(self, source, extents, targets, start, stop, address) -> Fetch:
         part = extents.part(start, stop)
         a, b = int(extents.first[start]), int(extents.first[stop])
-        address = self._halves[w % 2]
         anywhere = np.flatnonzero(targets[a:b] == 0)
-        places = np.arange(len(anywhere), dtype=np.uint64) * np.uint64(source.slot_bytes)
-        targets[a + anywhere] = places + np.uint64(address)
+        targets[a + anywhere] = spaced(address, source.slot_bytes, len(anywhere))
         raw_at = align_up(len(anywhere) * source.slot_bytes, source.alignment)
-        end = raw_at + (part.n_bytes if source.coded else 0)
-        if end > self._half_bytes:
-            raise AssertionError(f"a wave of {end} bytes in a half of {self._half_bytes}")
-        fetch = self._fetcher.start(
+        if raw_at + part.n_bytes > self._half_bytes:
+            raise AssertionError(f"{raw_at} + {part.n_bytes} bytes in {self._half_bytes}")
+        return self._fetcher.start(
             source, part, targets=targets[a:b], raw_address=address + raw_at
         )
-        self.stats.bytes_read += part.n_bytes
-        self.stats.reads += len(part)
-        return a, fetch
 
-    def _wait(self, fetch: Fetch, upto: int) -> None:
-        if fetch.done() < upto:
+    def _wait(self, fetch: Fetch, upto: int) -> int:
+        """Until so many extents are there; how many are."""
+        done = fetch.done()
+        if done < upto:
             start = time.perf_counter_ns()
             try:
                 fetch.wait(upto)
             finally:
                 self.stats.wait_ns += time.perf_counter_ns() - start
+            done = fetch.done()
+        return done
 
     def _end_first(self) -> None:
-        _, fetch = self._fetches[0]
+        fetch = self._fetches[0][1]
         fetch.close()
-        self.stats.decode_ns += fetch.decode_ns
-        self.stats.decode_wait_ns += fetch.decode_wait_ns
+        if fetch.source.coded:
+            self.stats.decode_ns += fetch.decode_ns
+            self.stats.decode_wait_ns += fetch.decode_wait_ns
         self._fetches.popleft()

@@ -21,8 +21,8 @@ from ..cache.arena import Arena
 from ..container.base import Plane
 from ..errors import CodecError, FlashReadError, UnsupportedError
 from ..units import KIB
-from .frames import RAW, FrameSource, linear_batch, run_places, scatter_batch
-from .planner import Extents, Run
+from .frames import RAW, FrameSource, linear_batch, run_places
+from .planner import Extents, Part, Run
 
 # Extents are decoded in groups: waking a thread costs about as much as decoding 50 KiB.
 DECODE_GROUP_BYTES = 256 * KIB
@@ -53,8 +53,9 @@ class Fetch:
     )  # fmt: skip
 
     def __init__(
-        self, source: FrameSource, extents: Extents | Run, addresses: np.ndarray, arena: Arena
-    ):
+        self, source: FrameSource, extents: Extents | Part | Run, addresses: np.ndarray,
+        arena: Arena,
+    ):  # fmt: skip
         self.source, self.extents, self.addresses = source, extents, addresses
         self.failed = False
         self.decode_wait_ns = 0  # that the caller stood still for decoding, all bytes being there
@@ -173,18 +174,14 @@ class Fetcher:
         targets: np.ndarray | None = None,
         raw_address: int = 0,
     ) -> Fetch:
-        """Submit all extents.
+        """Submit all extents, read one after the other from `raw_address` on.
 
-        targets      uint64[m]: where each frame is wanted, decoded.  None: raw frames stay where
-                     the extents are read, one after the other from `raw_address`.
-        raw_address  for coded planes: room for all extents' bytes
+        targets  of a coded plane, uint64[m]: where each frame is wanted, decoded.  Raw frames stay
+                 where they are read.
         """
-        if source.coded:
-            batch, places = linear_batch(extents, source, raw_address)
-        elif targets is None:
-            batch, targets = linear_batch(extents, source, raw_address)
-        else:
-            batch = scatter_batch(extents, source, targets, self._trash)
+        batch, places = linear_batch(extents, source, raw_address)
+        if not source.coded:
+            targets = places
         fetch = Fetch(source, extents, targets, self._arena)
         try:
             fetch._ticket = self._storage.submit(batch, fetch._describe)
@@ -196,13 +193,30 @@ class Fetcher:
             raise
         return fetch
 
+    def start_frames(
+        self, source: FrameSource, extents: Extents, start: int, stop: int, targets: np.ndarray, *,
+        room: int = 0, room_bytes: int = 0,
+    ) -> Fetch:  # fmt: skip
+        """Submit the extents [start, stop) of raw frames, each read to its address in `targets`
+        uint64[m]; one of 0 is filled in: a place in the `room_bytes` from `room` on."""
+        fetch = Fetch(source, Part(extents, start, stop), targets, self._arena)
+        try:
+            fetch._ticket = self._storage.submit_frames(
+                extents, start, stop, source.tables, targets, room=room, room_bytes=room_bytes,
+                step=source.slot_bytes, trash=self._trash, describe=fetch._describe,
+            )  # fmt: skip
+        except BaseException:  # as in `start`
+            fetch.close()
+            raise
+        return fetch
+
     def start_run(self, source: FrameSource, run: Run, address: int) -> Fetch:
         """Submit a run of raw frames, which stay where they are read, from `address` on."""
         fetch = Fetch(source, run, run_places(run, source, address), self._arena)
         try:
             fetch._ticket = self._storage.submit_run(
                 run.offset, run.n_bytes, address, run.start, run.stop, source.tables,
-                source.file_id, fetch._describe,
+                fetch._describe,
             )  # fmt: skip
         except BaseException:  # as in `start`
             fetch.close()

@@ -1,8 +1,8 @@
 """Frames as places in the file, and batches of reads that bring them.
 
-`FrameSource` is one plane as the reading side sees it.  `linear_batch` and `scatter_batch` turn
-extents into what the storage room submits: where each byte goes and what is checked when it is
-there.  Arrays in, arrays out; nothing here waits.
+`FrameSource` is one plane as the reading side sees it.  `linear_batch` turns extents into what the
+storage room submits: where each byte goes and what is checked when it is there.  Arrays in, arrays
+out; nothing here waits.
 """
 
 from __future__ import annotations
@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core import FrameTables
 from ..container.base import Plane
 from ..units import align_up
-from .planner import Extents, Run, coalesce
+from .planner import Extents, Run
 
 RAW = "raw"
 MAX_PIECES = 512  # frames of one extent; with a gap after each, a read scatters over 1024 pieces
@@ -30,7 +31,9 @@ class FrameSource:
         self.alignment = alignment
         self.file_id = np.uint64(plane.file_id)
         self.slot_bytes = slot_bytes(plane, alignment)
-        self.tables = (plane.offsets, plane.stored, plane.digests)
+        self.tables = FrameTables(
+            plane.offsets, plane.stored, plane.digests, file_id=plane.file_id, alignment=alignment
+        )
         self._file_bytes: int | None = None  # when asked for
 
     def bundles_in(self, n_bytes: int) -> int:
@@ -48,11 +51,15 @@ class FrameSource:
         lengths -= lengths % self.alignment
         return self.plane.offsets[frames].astype(np.int64), lengths
 
-    def extents(self, frames: np.ndarray, *, max_gap: int, max_extent: int) -> Extents:
-        offsets, lengths = self.places(frames)
-        return coalesce(
-            frames, offsets, lengths, max_gap=max_gap, max_extent=max_extent, max_frames=MAX_PIECES
-        )
+    def extents(
+        self, frames: np.ndarray, *, max_gap: int, max_extent: int, max_frames: int = MAX_PIECES
+    ) -> Extents:
+        """planner.coalesce of these frames, int32 ascending, at their places."""
+        m = len(frames)
+        first, places = np.empty(m + 1, dtype=np.int32), np.empty((2, m), dtype=np.int64)
+        offset, length = places
+        n = self.tables.coalesce(frames, max_gap, max_extent, max_frames, first, offset, length)
+        return Extents(frames, first[: n + 1], offset[:n], length[:n])
 
     def run(self, start: int, stop: int) -> Run:
         """Frames [start, stop), which lie one after the other in the file, as one extent."""
@@ -130,38 +137,6 @@ def linear_batch(extents: Extents, source: FrameSource, address: int) -> tuple[B
         extents.length,
         *_checks(extents, source, places),
     ), places
-
-
-def scatter_batch(
-    extents: Extents, source: FrameSource, targets: np.ndarray, trash: int
-) -> Batch:
-    """Frames to `targets`, the gaps between them to `trash` (room for the largest gap)."""
-    offsets, lengths = source.places(extents.frames)
-    m = len(offsets)
-    address = np.full(2 * m, trash, dtype=np.uint64)
-    length = np.zeros(2 * m, dtype=np.int64)
-    address[0::2], length[0::2] = targets, lengths
-    length[1:-1:2] = offsets[1:] - offsets[:-1] - lengths[:-1]
-    length[2 * extents.first[1:] - 1] = 0  # what follows an extent's last frame is not read
-    # A piece that goes on where the one before ended is the same piece (frames in neighbouring
-    # slots): an extent into a run of slots is a single piece.
-    keep = length > 0
-    keep_at = np.flatnonzero(keep)
-    starts = np.zeros(2 * m, dtype=bool)
-    starts[2 * extents.first[:-1]] = True
-    a, n = address[keep_at], length[keep_at]
-    head = np.ones(len(keep_at), dtype=bool)
-    head[1:] = (a[1:] != a[:-1] + n[:-1].astype(np.uint64)) | starts[keep_at[1:]]
-    heads = np.flatnonzero(head)
-    iov_start = np.append(np.searchsorted(keep_at[heads], 2 * extents.first[:-1]), len(heads))
-    return Batch(
-        extents.offset,
-        extents.length,
-        iov_start.astype(np.int32),
-        a[heads],
-        np.add.reduceat(n, heads),
-        *_checks(extents, source, targets),
-    )
 
 
 def _checks(extents: Extents, source: FrameSource, places: np.ndarray) -> tuple[np.ndarray, ...]:

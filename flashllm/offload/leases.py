@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .advice import distinct
 from .pick import Picker
 from .state import PlaneState
 from .stats import StepStats
@@ -81,9 +82,9 @@ class Leases:
         """Chosen items out of all that is absent, streaming by."""
         addresses, n_items = state.segment.addresses, state.source.n_items
         frames = ids if state.source.per_frame == 1 else ids // state.source.per_frame
-        self._picker.count_wanted(state, frames, state.segment.frame_slot[frames] < 0)
+        self._picker.count_wanted(state, frames)
         if admit:
-            self._picker.note_wanted(state, frames, clock)
+            self._picker.note_wanted(state, distinct(frames), clock)
         sweep, waited = state.sweep(), self.stats.wait_ns
         self.stats.planes_swept += len(sweep) > 0
         self.stats.bundles_read += state.source.bundles_in(sweep.n_bytes)

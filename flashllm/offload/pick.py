@@ -18,6 +18,7 @@ from ..cache.policies.base import lowest
 from .advice import MAX_EXTENT, NO_SLOTS, Adviser, distinct
 from .demand import Demand
 from .fetch import Fetcher
+from .frames import FrameSource
 from .planner import Curve, Paces, SweepPlan, pick_seconds, sweep_seconds
 from .state import PlaneState
 
@@ -43,38 +44,52 @@ class Picker(Adviser):
         that advice has asked for.
         Without `admit` nothing is evicted or remembered; misses take free slots or pass through.
         """
-        segment = state.segment
-        self.settle(state, clock, wait=not unit)
-        ids, n_ready, n_coming = _ready_first(state, ids, unit)
-        frame_of = ids if state.source.per_frame == 1 else ids // state.source.per_frame
-        frames = distinct(frame_of)
-        self.count_wanted(state, frame_of, segment.frame_slot[frame_of] < 0)
+        segment, source = state.segment, state.source
+        if state.prefetch is not None:
+            self.settle(state, clock, wait=not unit)
+        n_ready = n_coming = 0
+        if unit:
+            ids, n_ready, n_coming = _ready_first(state, ids, unit)
+        frame_of = ids if source.per_frame == 1 else ids // source.per_frame
+        frames = frame_of if source.per_frame == 1 else distinct(frame_of)
         slots = segment.frame_slot[frames]
-        hits, missing = slots[segment.addresses[frames] != 0], frames[slots < 0]
-        recency = state.last_use[missing]
+        missing, hits = frames, NO_SLOTS
+        if segment.n_slots:
+            missing = frames[slots < 0]
+            hits = slots[segment.addresses[frames] != 0]
+        if frames is frame_of:
+            self._count(source, len(frames), missing)
+        else:
+            self.count_wanted(state, frame_of)
+        recency = state.last_use[missing] if segment.n_slots else None
         if admit:
             self.note_wanted(state, np.sort(frames) if unit else frames, clock)
         placed, lost = NO_SLOTS, False
-        segment.pin(hits)
+        if len(hits):
+            segment.pin(hits)
         try:
-            state.prefetched[hits] = False
-            if admit:
-                state.policy.observe(hits, clock)
+            if segment.n_slots:
+                state.prefetched[hits] = False
+                if admit:
+                    state.policy.observe(hits, clock)
             if not len(missing) and not n_coming:
                 yield ids
                 return
-            if admit:
-                self.stats.prefetch_unused_bytes += state.make_room(len(missing))
-            chosen = most_recent(recency, segment.n_free)
-            placed = segment.place(missing[chosen])
-            state.residency_changed()
-            state.policy.admit(placed, missing[chosen], clock)
             targets = np.zeros(len(missing), dtype=np.uint64)
-            targets[chosen] = segment.slot_address[placed]
+            if segment.n_slots:
+                if admit:
+                    self.stats.prefetch_unused_bytes += state.make_room(len(missing))
+                chosen = most_recent(recency, segment.n_free)
+                placed = segment.place(missing[chosen])
+                if len(placed):
+                    state.residency_changed()
+                    state.policy.admit(placed, missing[chosen], clock)
+                    targets[chosen] = segment.slot_address[placed]
             extents = self.extents(state, missing)
-            self.stats.bundles_read += state.source.bundles_in(extents.n_bytes)
+            n_bytes = extents.n_bytes
+            self.stats.bundles_read += source.bundles_in(n_bytes)
             waited, at = self.stats.wait_ns, 0
-            with closing(self._demand.bring(state.source, extents, targets)) as arriving:
+            with closing(self._demand.bring(source, extents, targets)) as arriving:
                 for a, b in arriving:
                     if b == 0 and n_coming:
                         yield ids[:n_ready]
@@ -88,12 +103,11 @@ class Picker(Adviser):
                         state.prefetched[coming] = False
                         yield ids[n_ready:at]
                         continue
-                    slots = segment.frame_slot[missing[a:b]]
-                    in_slot = slots >= 0
-                    segment.publish(slots[in_slot])
-                    segment.lend(missing[a:b][~in_slot], targets[a:b][~in_slot])
+                    self._show(state, missing[a:b], targets[a:b], len(placed) > 0)
                     stop = len(ids)
-                    if b < len(missing):
+                    if len(missing) == stop:  # nothing else was asked for
+                        stop = b
+                    elif b < len(missing):
                         rest = n_ready + n_coming
                         stop = rest + int(np.searchsorted(frame_of[rest:], missing[b]))
                     yield ids[at:stop]
@@ -101,13 +115,14 @@ class Picker(Adviser):
                     segment.take_back()
             if state.due(clock):
                 self.paces.picks.note(
-                    n_ops=len(extents), n_bytes=extents.n_bytes,
+                    n_ops=len(extents), n_bytes=n_bytes,
                     estimated_s=pick_seconds(extents, self._curve),
                     waited_s=1e-9 * (self.stats.wait_ns - waited),
                 )  # fmt: skip
         finally:
             segment.take_back()
-            segment.unpin(hits)
+            if len(hits):
+                segment.unpin(hits)
             self._end_placed(state, placed)
         if lost:  # what was advised could not be read: it is asked for again, and then it counts
             yield from self.pick(state, np.sort(ids[n_ready:]), clock, admit, unit)
@@ -134,17 +149,33 @@ class Picker(Adviser):
         finally:
             segment.take_back()
 
-    def count_wanted(self, state: PlaneState, frame_of: np.ndarray, missing: np.ndarray) -> None:
+    @staticmethod
+    def _show(state: PlaneState, frames: np.ndarray, at: np.ndarray, some_placed: bool) -> None:
+        """These have arrived: in slots, or at addresses that are lent."""
+        segment = state.segment
+        if some_placed:
+            slots = segment.frame_slot[frames]
+            in_slot = slots >= 0
+            segment.publish(slots[in_slot])
+            frames, at = frames[~in_slot], at[~in_slot]
+        if len(frames):
+            segment.lend(frames, at)
+
+    def count_wanted(self, state: PlaneState, frame_of: np.ndarray) -> None:
         """Hits and misses, and the share of the bytes to be read that is asked for."""
-        n_missing = int(np.count_nonzero(missing))
-        self.stats.misses += n_missing
-        self.stats.hits += len(frame_of) - n_missing
-        if n_missing:
-            _, lengths = state.source.places(frame_of[missing])
-            self.stats.bytes_useful += int(lengths.sum()) // state.source.per_frame
+        absent = state.segment.frame_slot[frame_of] < 0
+        self._count(state.source, len(frame_of), frame_of[absent])
+
+    def _count(self, source: FrameSource, n: int, missing: np.ndarray) -> None:
+        """`n` items were wanted, those in the frames `missing` are to be read."""
+        self.stats.misses += len(missing)
+        self.stats.hits += n - len(missing)
+        if len(missing):
+            self.stats.bytes_useful += source.tables.n_bytes(missing) // source.per_frame
 
     def note_wanted(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
-        state.note_wanted(distinct(frames), clock, self._curve, self.paces, self.extents)
+        """A decode step wanted these frames, int32 ascending."""
+        state.note_wanted(frames, clock, self._curve, self.paces, self.extents)
 
     def note_swept(self, sweep: SweepPlan, waited_ns: int) -> None:
         """The sweep of a sparse plane was waited for so long."""

@@ -59,6 +59,26 @@ class Extents:
         )
 
 
+@dataclass(slots=True)
+class Part:
+    """Extents [start, stop) of some, without arrays of its own."""
+
+    extents: Extents
+    start: int
+    stop: int
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def n_bytes(self) -> int:
+        return int(self.extents.length[self.start : self.stop].sum())
+
+    def frame_at(self, extent: int, nth: int) -> int:
+        """As Extents.frame_at."""
+        return self.extents.frame_at(self.start + extent, nth)
+
+
 @dataclass(frozen=True, slots=True)
 class Run:
     """Frames [start, stop) that lie one after the other in the file: one extent of `n_bytes` at

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core import FrameTables
 from ..errors import UsageError
 
 # The most that Storage.read returns at once: it is for headers and indices, not for weights.
@@ -72,6 +73,34 @@ class ReadBatch:
             seed, digest = (np.ascontiguousarray(a, np.uint64) for a in (seed, digest))
             checks = (starts, address, length, seed, digest)
         return cls(offset, length, starts, address, length, *checks)
+
+    @classmethod
+    def scattered(cls, extents, tables: FrameTables, targets: np.ndarray, trash: int) -> ReadBatch:
+        """Frames to `targets`, the gaps between them to `trash`; see Storage.submit_frames."""
+        frames, first = extents.frames, extents.first
+        offsets, stored, digests = (table[frames] for table in tables.arrays)
+        lengths = -(-stored.astype(np.int64) // tables.alignment) * tables.alignment
+        m = len(frames)
+        address = np.full(2 * m, trash, dtype=np.uint64)
+        length = np.zeros(2 * m, dtype=np.int64)
+        address[0::2], length[0::2] = targets, lengths
+        length[1:-1:2] = np.diff(offsets.astype(np.int64)) - lengths[:-1]
+        length[2 * first[1:] - 1] = 0  # what follows an extent's last frame is not read
+        # A piece that goes on where the one before ended is the same piece (frames in neighbouring
+        # slots): an extent into a run of slots is a single piece.
+        keep_at = np.flatnonzero(length > 0)
+        starts = np.zeros(2 * m, dtype=bool)
+        starts[2 * first[:-1]] = True
+        a, n = address[keep_at], length[keep_at]
+        head = np.ones(len(keep_at), dtype=bool)
+        head[1:] = (a[1:] != a[:-1] + n[:-1].astype(np.uint64)) | starts[keep_at[1:]]
+        heads = np.flatnonzero(head)
+        iov_start = np.append(np.searchsorted(keep_at[heads], 2 * first[:-1]), len(heads))
+        return cls(
+            extents.offset, extents.length, iov_start.astype(np.int32), a[heads],
+            np.add.reduceat(n, heads), first, targets, stored.astype(np.int64),
+            offsets + np.uint64(tables.file_id), digests,  # wraps modulo 2**64, as the format says
+        )  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.offset)
@@ -162,8 +191,7 @@ class Storage(ABC):
 
     def submit_run(
         self, offset: int, length: int, address: int, start: int, stop: int,
-        tables: tuple[np.ndarray, np.ndarray, np.ndarray], file_id: np.uint64,
-        describe: Describe | None = None,
+        tables: FrameTables, describe: Describe | None = None,
     ) -> Ticket:  # fmt: skip
         """`submit` of frames that lie one after the other in the file, as one extent: the bytes
         [offset, offset + length) into the memory at `address`.
@@ -172,7 +200,7 @@ class Storage(ABC):
         digests uint64[n].  Frame i lies at offsets[i]; its check is XXH64, seeded with offsets[i] +
         file_id, over its stored[i] bytes.  This is what it means; a backend may do without arrays.
         """
-        offsets, stored, digests = (table[start:stop] for table in tables)
+        offsets, stored, digests = (table[start:stop] for table in tables.arrays)
         ends = np.array((0, 1), np.int32)
         lengths = np.array((length,), np.int64)
         return self.submit(
@@ -180,9 +208,33 @@ class Storage(ABC):
                 np.array((offset,), np.int64), lengths,
                 ends, np.array((address,), np.uint64), lengths,
                 ends * np.int32(stop - start), offsets + np.uint64((address - offset) % 2**64),
-                stored.astype(np.int64), offsets + file_id, digests,
+                stored.astype(np.int64), offsets + np.uint64(tables.file_id), digests,
             ), describe,
         )  # fmt: skip
+
+    def submit_frames(
+        self, extents, start: int, stop: int, tables: FrameTables, targets: np.ndarray, *,
+        room: int = 0, room_bytes: int = 0, step: int = 0, trash: int,
+        describe: Describe | None = None,
+    ) -> Ticket:  # fmt: skip
+        """`submit` of the extents [start, stop) of `extents` (arrays offset, length, first and
+        frames: extent e holds the rows frames[first[e]:first[e + 1]] of `tables`, ascending).
+
+        Each frame goes to its address in `targets` uint64[len(frames)], padded to the tables'
+        alignment; what lies between two goes to `trash`.  A target of 0 is filled in here: the
+        next place in the `room_bytes` from `room` on, `step` bytes each.  Checks are those of
+        submit_run.  This is what it means; a backend may do without arrays.
+        """
+        part = extents.part(start, stop)
+        a = int(extents.first[start])
+        targets = targets[a : a + len(part.frames)]
+        anywhere = np.flatnonzero(targets == 0)
+        if len(anywhere) * step > room_bytes:
+            raise UsageError(f"no room for all frames: {len(anywhere)} x {step} in {room_bytes}")
+        targets[anywhere] = np.arange(len(anywhere), dtype=np.uint64) * np.uint64(
+            step
+        ) + np.uint64(room)
+        return self.submit(ReadBatch.scattered(part, tables, targets, trash), describe)
 
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:

@@ -123,16 +123,29 @@ class NativeStorage(Storage):
             raise UsageError(f"not a batch: {error}") from error
         return NativeTicket(native, self, describe)
 
-    def submit_run(self, offset, length, address, start, stop, tables, file_id, describe=None):
+    def submit_run(self, offset, length, address, start, stop, tables, describe=None):
         # A stage of the ring, a thousand times per GiB: without arrays, a fifth of submit's time.
         try:
-            native = self._reader.submit_run(
-                offset, length, address, start, stop, *tables, file_id
-            )
+            native = self._reader.submit_run(tables, offset, length, address, start, stop)
         except _core.ReadFailure as failure:
             raise self._worded(failure, describe) from None
         except (ValueError, TypeError, OverflowError) as error:
             raise UsageError(f"not a run of frames: {error}") from error
+        return NativeTicket(native, self, describe)
+
+    def submit_frames(
+        self, extents, start, stop, tables, targets, *, room=0, room_bytes=0, step=0, trash,
+        describe=None,
+    ):  # fmt: skip
+        try:
+            native = self._reader.submit_frames(
+                tables, start, stop, extents.first, extents.offset, extents.length,
+                extents.frames, targets, room, room_bytes, step, trash,
+            )  # fmt: skip
+        except _core.ReadFailure as failure:
+            raise self._worded(failure, describe) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"not frames of a plane: {error}") from error
         return NativeTicket(native, self, describe)
 
     def read(self, offset: int, length: int) -> bytes:
