@@ -118,10 +118,17 @@ class Segment:
 
     def lend(self, frames: np.ndarray | slice, addresses: np.ndarray) -> None:
         """Let absent frames appear at these addresses (not in slots) until `take_back`."""
+        self.show(frames, addresses, frames)
+
+    def show(
+        self, frames: np.ndarray | slice, addresses: np.ndarray, lent: np.ndarray | slice
+    ) -> None:
+        """Absent frames have arrived at these addresses: those of `lent` among them appear until
+        `take_back`; the others, placed, are in their slots and published."""
         if self.addresses[frames].any():
             raise AssertionError(f"{self.name}: lending frames that are present")
         self.addresses[frames] = addresses
-        self._lent.append(frames)
+        self._lent.append(lent)
 
     def take_back(self) -> None:
         """End every lending: those frames are absent again."""

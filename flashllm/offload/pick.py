@@ -75,7 +75,7 @@ class Picker(Adviser):
             if not len(missing) and not n_coming:
                 yield ids
                 return
-            targets = np.zeros(len(missing), dtype=np.uint64)
+            targets, is_lent = np.zeros(len(missing), dtype=np.uint64), None
             if segment.n_slots:
                 if admit:
                     self.stats.prefetch_unused_bytes += state.make_room(len(missing))
@@ -85,6 +85,7 @@ class Picker(Adviser):
                     state.residency_changed()
                     state.policy.admit(placed, missing[chosen], clock)
                     targets[chosen] = segment.slot_address[placed]
+                    is_lent = targets == 0
             extents = self.extents(state, missing)
             n_bytes = extents.n_bytes
             self.stats.bundles_read += source.bundles_in(n_bytes)
@@ -103,7 +104,9 @@ class Picker(Adviser):
                         state.prefetched[coming] = False
                         yield ids[n_ready:at]
                         continue
-                    self._show(state, missing[a:b], targets[a:b], len(placed) > 0)
+                    arrived = missing[a:b]
+                    lent = arrived if is_lent is None else arrived[is_lent[a:b]]
+                    segment.show(arrived, targets[a:b], lent)
                     stop = len(ids)
                     if len(missing) == stop:  # nothing else was asked for
                         stop = b
@@ -148,18 +151,6 @@ class Picker(Adviser):
                     segment.take_back()
         finally:
             segment.take_back()
-
-    @staticmethod
-    def _show(state: PlaneState, frames: np.ndarray, at: np.ndarray, some_placed: bool) -> None:
-        """These have arrived: in slots, or at addresses that are lent."""
-        segment = state.segment
-        if some_placed:
-            slots = segment.frame_slot[frames]
-            in_slot = slots >= 0
-            segment.publish(slots[in_slot])
-            frames, at = frames[~in_slot], at[~in_slot]
-        if len(frames):
-            segment.lend(frames, at)
 
     def count_wanted(self, state: PlaneState, frame_of: np.ndarray) -> None:
         """Hits and misses, and the share of the bytes to be read that is asked for."""

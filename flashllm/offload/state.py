@@ -139,10 +139,10 @@ class PlaneState:
         """Empty these slots; returns the bytes of frames prefetched and never used."""
         unused = slots[self.prefetched[slots]]
         self.prefetched[slots] = False
-        _, lengths = self.source.places(self.segment.slot_frame[unused])
+        n_bytes = self.source.tables.n_bytes(self.segment.slot_frame[unused])
         self.segment.evict(slots)
         self.residency_changed()
-        return int(lengths.sum())
+        return n_bytes
 
     def resize(self, n_slots: int) -> int:
         """Use only the first `n_slots` slots, or more again, up to as many as there were at the
