@@ -115,6 +115,7 @@ cdef extern from "fl_kernels.h" nogil:
         const uint8_t *q
         const float *scales
         int64_t n_tokens, n_cols, q_stride, scale_stride
+        uint8_t *tiles
     ctypedef struct fl_attention:
         const float *q
         const uint8_t *k
@@ -125,6 +126,9 @@ cdef extern from "fl_kernels.h" nogil:
         float *scratch
         float *out
     const fl_kernel_set *fl_find_kernel_set(const char *name, const char **why)
+    int fl_many(const fl_engine *e)
+    int64_t fl_tiles_at(const fl_engine *e, const uint8_t *q, int64_t n_bytes, int64_t n_tokens,
+                        int64_t q_stride, int64_t scale_stride)
     fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
                         const fl_items *items, float *out, int64_t out_stride)
     fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,
@@ -331,6 +335,16 @@ cdef const float *rows_of(const float[:, ::1] rows):
     return &rows[0, 0] if rows is not None else NULL
 
 
+cdef fl_acts acts_of(const fl_engine *e, const float[:, ::1] x, const uint8_t[::1] q,
+                     int64_t q_stride, const float[::1] scales, int64_t scale_stride):
+    cdef int64_t at = fl_tiles_at(e, &q[0], q.shape[0], x.shape[0], q_stride, scale_stride)
+    cdef uint8_t *tiles = NULL
+    if at:
+        tiles = <uint8_t *>&q[at]
+    return fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride, scale_stride,
+                   tiles)
+
+
 cdef class PhaseClock:
     """Nanoseconds inside operators, by the phase that the caller has set; see kernels/base.py."""
 
@@ -405,6 +419,11 @@ cdef class NativeKernels:
     def __dealloc__(self):
         fl_pool_destroy(self.engine.pool)
 
+    @property
+    def many(self):
+        """Tokens of a block that dots of integer rows take at once, or 0."""
+        return fl_many(&self.engine)
+
     cdef int check(self, fl_kernel_status status) except -1:
         if status != FL_KERNEL_OK:
             from flashllm.errors import KernelError
@@ -456,8 +475,7 @@ cdef class NativeKernels:
                 float[::1] scales not None, int64_t scale_stride):
         cdef fl_call call
         call.kind = FL_CALL_PREPARE
-        call.linear.acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
-                                   scale_stride)
+        call.linear.acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
         call.linear.q, call.linear.scales = &q[0], &scales[0]
         self.make(&call)
         if self.recording is not None:
@@ -468,8 +486,7 @@ cdef class NativeKernels:
             const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
             int64_t n, float[:, ::1] out not None, int64_t column):
         self.only_now()
-        cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
-                                    scale_stride)
+        cdef fl_acts acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
         cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
         cdef const int32_t *listed = NULL
         if ids is not None:
@@ -486,8 +503,7 @@ cdef class NativeKernels:
                 int64_t q_stride, const float[::1] scales not None, int64_t scale_stride,
                 const uint8_t[:, ::1] rows not None, int64_t n_planes, float[::1] out not None):
         self.only_now()
-        cdef fl_acts acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
-                                    scale_stride)
+        cdef fl_acts acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
         cdef int64_t started = now_ns()
         with nogil:
             fl_op_low_bit(&self.engine, &acts, &rows[0, 0], rows.shape[0], n_planes, &out[0])
@@ -518,7 +534,7 @@ cdef class NativeKernels:
         cdef const int32_t *listed = NULL
         cdef fl_call call
         call.kind = FL_CALL_NEURONS
-        call.neurons.acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride)
+        call.neurons.acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride, NULL)
         if x is not None:
             call.neurons.acts.x, call.neurons.acts.n_cols = &x[0, 0], x.shape[1]
         if ids is not None:
@@ -548,7 +564,7 @@ cdef class NativeKernels:
                 const float[::1] bias, float[:, ::1] pre not None, float[:, ::1] up,
                 int32_t[::1] active not None, float[:, ::1] y not None):
         self.only_now()
-        cdef fl_acts acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride)
+        cdef fl_acts acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride, NULL)
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
         cdef fl_piece pieces[3]
         cdef fl_decided d
@@ -583,8 +599,7 @@ cdef class NativeKernels:
                int64_t n, float[:, ::1] out not None):
         cdef fl_call call
         call.kind = FL_CALL_LINEAR
-        call.linear.acts = fl_acts(&x[0, 0], &q[0], &scales[0], x.shape[0], x.shape[1], q_stride,
-                                   scale_stride)
+        call.linear.acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
         call.linear.q, call.linear.scales, call.linear.prepares = &q[0], &scales[0], quantised
         call.linear.piece = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
         call.linear.items = fl_items(&addresses[0], addresses.shape[0], NULL, start, n)

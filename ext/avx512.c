@@ -176,10 +176,13 @@ KERNEL void low_bit(const fl_acts *acts, const uint8_t *rows, size_t n_rows, siz
 }
 
 #include "fl_simd_rows.h"
+#include "fl_avx512_many.h"
 #include "fl_simd_layers.h"
 #include "fl_simd_rwkv.h"
 #include "fl_simd_table.h"
 
-const fl_kernel_set fl_avx512 = FL_SIMD_TABLE("avx512");
+const fl_kernel_set fl_avx512 = FL_SIMD_TABLE(
+    "avx512", .dot_many = {[FL_INT8] = many_int8, [FL_INT4] = many_int4},
+    .sum_many = {many_sums_f32, many_sums_f16, many_sums_bf16, many_sums_int8, many_sums_int4}, .pack_many = pack_tokens);
 
 #endif

@@ -34,7 +34,7 @@ fl_kernel_status fl_make_call(const fl_engine *e, const fl_call *call, int64_t p
     switch (call->kind) {
     case FL_CALL_PREPARE:
         fl_op_prepare(e, l->acts.x, l->acts.n_tokens, l->acts.n_cols, l->q, l->acts.q_stride,
-                      l->scales, l->acts.scale_stride);
+                      l->scales, l->acts.scale_stride, l->acts.tiles);
         break;
     case FL_CALL_LINEAR:
         return fl_op_linear(e, &l->acts, l->prepares ? l->q : NULL, l->scales, &l->piece, &l->items,

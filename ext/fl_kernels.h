@@ -62,12 +62,19 @@ typedef struct {
     int64_t n_cols;
     int64_t q_stride;     /* n_cols rounded up to 64: whole vectors may be read */
     int64_t scale_stride; /* groups rounded up to 16 */
+    uint8_t *tiles;       /* q and scales again, as set->pack_tokens has them; or NULL */
 } fl_acts;
-static_assert(sizeof(fl_acts) == 56, "fl_acts is seven words");
+static_assert(sizeof(fl_acts) == 64, "fl_acts is eight words");
 
 /* rows: n_rows pointers to rows of acts->n_cols; out[t * out_stride + r]. */
 typedef void (*fl_dot_fn)(const fl_acts *acts, const uint8_t *const *rows, size_t n_rows,
                           float *out, size_t out_stride);
+
+/* The whole blocks of FL_MANY tokens of `acts`, whose `tiles` are made; n_cols <= FL_MANY_COLS. */
+enum { FL_MANY = 16, FL_MANY_COLS = 8192, FL_SUM_TOKENS = 8, FL_MANY_ROWS = 96 };
+/* One such block of acts->tiles: FL_MANY * (q_stride + 4 * scale_stride) bytes. */
+typedef void (*fl_pack_fn)(const uint8_t *q, size_t q_stride, const float *scales,
+                           size_t scale_stride, uint8_t *tile);
 
 /* y[t * y_stride + c] += sum over rows of coef[t * coef_stride + r] * row[r][c], for columns c in
  * [first, last); first is a multiple of 32. */
@@ -107,6 +114,10 @@ typedef struct {
     void (*rwkv4)(const fl_rwkv4 *a, size_t from, size_t to);
     void (*rwkv5)(const fl_rwkv5 *a, size_t head);
     void (*rwkv7)(const fl_rwkv7 *a, size_t head);
+    /* Of sets that have a way of their own for FL_MANY tokens at once, else NULL. */
+    fl_dot_fn dot_many[FL_N_WEIGHT_TYPES];
+    fl_accumulate_fn sum_many[FL_N_WEIGHT_TYPES];
+    fl_pack_fn pack_many;
 } fl_kernel_set;
 
 extern const fl_kernel_set fl_serial;
@@ -133,7 +144,12 @@ typedef struct {
 } fl_engine;
 
 void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
-                   int64_t q_stride, float *scales, int64_t scale_stride);
+                   int64_t q_stride, float *scales, int64_t scale_stride, uint8_t *tiles);
+/* Tokens of the blocks of fl_acts.tiles, or 0 where the set has none. */
+int fl_many(const fl_engine *e);
+/* Where the tiles of n_tokens begin in the n_bytes at q, behind their q; 0 where there are none. */
+int64_t fl_tiles_at(const fl_engine *e, const uint8_t *q, int64_t n_bytes, int64_t n_tokens,
+                    int64_t q_stride, int64_t scale_stride);
 fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_piece *piece,
                            const fl_items *items, float *out, int64_t out_stride);
 fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t coef_stride,

@@ -10,8 +10,9 @@
 #include "fl_parts.h"
 #include "fl_quant.h"
 
-/* Rows handed to a kernel at once: 64 pointers on the stack, enough to forget the call. */
-enum { ROWS = 64 };
+/* Rows handed to a kernel at once: pointers on the stack, enough to forget the call; of a matrix so
+ * many that a kernel can ask for rows ahead. */
+enum { ROWS = 64, MATRIX_ROWS = 4 * FL_MANY_ROWS };
 enum { MAX_HEAD_DIM = 576 }; /* a latent of 512 and 64 that turn */
 
 /* --------------------------------------------------------------------------------------- items */
@@ -50,24 +51,46 @@ typedef struct {
     int64_t q_stride;
     float *scales;
     int64_t scale_stride;
+    uint8_t *tiles;
     int parts;
 } prepare_job;
 
 static void prepare_part(void *context, int part)
 {
     const prepare_job *j = context;
-    for (int64_t t = cut(j->n_tokens, part, j->parts); t < cut(j->n_tokens, part + 1, j->parts);
-         t++)
+    const int64_t unit = j->tiles ? FL_MANY : 1, units = (j->n_tokens + unit - 1) / unit;
+    const int64_t end = smaller(j->n_tokens, cut(units, part + 1, j->parts) * unit);
+    for (int64_t t = cut(units, part, j->parts) * unit; t < end; t++) {
         fl_quantise(j->x + t * j->n_cols, (size_t)j->n_cols, j->q + t * j->q_stride,
                     (size_t)j->q_stride, j->scales + t * j->scale_stride, (size_t)j->scale_stride);
+        if (j->tiles && (t + 1) % FL_MANY == 0) {
+            const int64_t from = t + 1 - FL_MANY;
+            j->e->set->pack_many(j->q + from * j->q_stride, (size_t)j->q_stride,
+                                 j->scales + from * j->scale_stride, (size_t)j->scale_stride,
+                                 j->tiles + from * (j->q_stride + 4 * j->scale_stride));
+        }
+    }
 }
 
 void fl_op_prepare(const fl_engine *e, const float *x, int64_t n_tokens, int64_t n_cols, uint8_t *q,
-                   int64_t q_stride, float *scales, int64_t scale_stride)
+                   int64_t q_stride, float *scales, int64_t scale_stride, uint8_t *tiles)
 {
-    prepare_job j = {e, x, n_tokens, n_cols, q, q_stride, scales, scale_stride, 1};
-    j.parts = parts_for(e, n_tokens, n_cols * 4, 1);
+    const int64_t unit = tiles ? FL_MANY : 1;
+    prepare_job j = {e, x, n_tokens, n_cols, q, q_stride, scales, scale_stride, tiles, 1};
+    j.parts = parts_for(e, (n_tokens + unit - 1) / unit, n_cols * 4 * unit, 1);
     fl_pool_run(e->pool, prepare_part, &j, j.parts);
+}
+
+int fl_many(const fl_engine *e) { return e->set->pack_many ? FL_MANY : 0; }
+
+int64_t fl_tiles_at(const fl_engine *e, const uint8_t *q, int64_t n_bytes, int64_t n_tokens,
+                    int64_t q_stride, int64_t scale_stride)
+{
+    if (!fl_many(e) || n_tokens < FL_MANY || q_stride > FL_MANY_COLS) return 0;
+    /* Whole lines: a vector of them must not lie in two. */
+    const int64_t at = n_tokens * q_stride + (int64_t)(-(uintptr_t)q % 64);
+    const int64_t n = n_tokens / FL_MANY * FL_MANY * (q_stride + 4 * scale_stride);
+    return at + n <= n_bytes ? at : 0;
 }
 
 /* ---------------------------------------------------------------------------------------- dots */
@@ -83,20 +106,37 @@ typedef struct {
     _Atomic int status;
 } dot_job;
 
+/* Whole blocks of tokens at once where the set can, and the others. */
+static void dot_rows(const dot_job *j, const uint8_t *const *rows, int64_t n, float *out)
+{
+    const fl_kernel_set *set = j->e->set;
+    const int64_t type = j->piece->weight_type;
+    fl_acts rest = *j->acts;
+    if (rest.tiles && set->dot_many[type]) {
+        const int64_t whole = rest.n_tokens / FL_MANY * FL_MANY;
+        set->dot_many[type](&rest, rows, (size_t)n, out, (size_t)j->out_stride);
+        rest.x += whole * rest.n_cols;
+        rest.q += whole * rest.q_stride;
+        rest.scales += whole * rest.scale_stride;
+        rest.n_tokens -= whole;
+        out += whole * j->out_stride;
+    }
+    if (rest.n_tokens) set->dot[type](&rest, rows, (size_t)n, out, (size_t)j->out_stride);
+}
+
 static void dot_part(void *context, int part)
 {
     dot_job *j = context;
-    const uint8_t *rows[ROWS];
+    const uint8_t *rows[MATRIX_ROWS];
     int64_t end = cut(j->items->n, part + 1, j->parts);
-    for (int64_t k = cut(j->items->n, part, j->parts); k < end; k += ROWS) {
-        int64_t n = smaller(ROWS, end - k);
+    for (int64_t k = cut(j->items->n, part, j->parts); k < end; k += MATRIX_ROWS) {
+        int64_t n = smaller(MATRIX_ROWS, end - k);
         fl_kernel_status status = fl_resolve(j->piece, j->items, k, n, rows);
         if (status != FL_KERNEL_OK) {
             atomic_store(&j->status, status);
             return;
         }
-        j->e->set->dot[j->piece->weight_type](j->acts, rows, (size_t)n, j->out + k,
-                                              (size_t)j->out_stride);
+        dot_rows(j, rows, n, j->out + k);
     }
 }
 
@@ -105,7 +145,8 @@ fl_kernel_status fl_op_dot(const fl_engine *e, const fl_acts *acts, const fl_pie
 {
     if (fl_ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
     dot_job j = {e, acts, piece, items, out, out_stride, 1, FL_KERNEL_OK};
-    j.parts = parts_for(e, items->n, acts->n_tokens * acts->n_cols, 4);
+    /* Of a long pass one thread may be through sooner; the others' rest should be short. */
+    j.parts = parts_for(e, items->n, acts->n_tokens * acts->n_cols, acts->tiles ? 16 : 4);
     fl_pool_run(e->pool, dot_part, &j, j.parts);
     return (fl_kernel_status)atomic_load(&j.status);
 }
@@ -152,23 +193,47 @@ typedef struct {
     _Atomic int status;
 } accumulate_job;
 
+/* Blocks of tokens and whole groups of columns at once where the set can, and the others. */
+static void add_rows(const accumulate_job *j, int64_t k, const uint8_t *const *rows, int64_t n,
+                     int64_t first, int64_t last)
+{
+    const fl_kernel_set *set = j->e->set;
+    const int64_t type = j->piece->weight_type;
+    const size_t n_cols = (size_t)j->piece->n_cols, y_stride = (size_t)j->y_stride;
+    const size_t coef_stride = (size_t)j->coef_stride;
+    const float *coef = j->coef + k;
+    int64_t many = 0;
+    if (set->sum_many[type] && n >= FL_SUM_TOKENS) {
+        const int64_t whole = first + (last - first) / FL_GROUP * FL_GROUP;
+        many = j->n_tokens / FL_SUM_TOKENS * FL_SUM_TOKENS;
+        if (many && whole > first)
+            set->sum_many[type](coef, coef_stride, (size_t)many, rows, (size_t)n, n_cols,
+                                (size_t)first, (size_t)whole, j->y, y_stride);
+        if (many && whole < last)
+            set->accumulate[type](coef, coef_stride, (size_t)many, rows, (size_t)n, n_cols,
+                                  (size_t)whole, (size_t)last, j->y, y_stride);
+    }
+    if (many < j->n_tokens)
+        set->accumulate[type](coef + many * j->coef_stride, coef_stride,
+                              (size_t)(j->n_tokens - many), rows, (size_t)n, n_cols, (size_t)first,
+                              (size_t)last, j->y + many * j->y_stride, y_stride);
+}
+
 static void accumulate_part(void *context, int part)
 {
     accumulate_job *j = context;
-    const uint8_t *rows[ROWS];
+    const uint8_t *rows[MATRIX_ROWS];
     int64_t n_cols = j->piece->n_cols, groups = (n_cols + FL_GROUP - 1) / FL_GROUP;
     int64_t first = cut(groups, part, j->parts) * FL_GROUP;
     int64_t last = smaller(n_cols, cut(groups, part + 1, j->parts) * FL_GROUP);
-    for (int64_t k = 0; k < j->items->n; k += ROWS) {
-        int64_t n = smaller(ROWS, j->items->n - k);
+    for (int64_t k = 0; k < j->items->n; k += MATRIX_ROWS) {
+        int64_t n = smaller(MATRIX_ROWS, j->items->n - k);
         fl_kernel_status status = fl_resolve(j->piece, j->items, k, n, rows);
         if (status != FL_KERNEL_OK) {
             atomic_store(&j->status, status);
             return;
         }
-        j->e->set->accumulate[j->piece->weight_type](
-            j->coef + k, (size_t)j->coef_stride, (size_t)j->n_tokens, rows, (size_t)n,
-            (size_t)n_cols, (size_t)first, (size_t)last, j->y, (size_t)j->y_stride);
+        add_rows(j, k, rows, n, first, last);
     }
 }
 
@@ -179,8 +244,10 @@ fl_kernel_status fl_op_accumulate(const fl_engine *e, const float *coef, int64_t
     if (fl_ascending(items) != FL_KERNEL_OK) return FL_NOT_ASCENDING;
     accumulate_job j = {e, coef, coef_stride, n_tokens, piece, items, y, y_stride, 1, FL_KERNEL_OK};
     int64_t groups = (piece->n_cols + FL_GROUP - 1) / FL_GROUP;
-    /* One part per thread: narrower columns would break up sequential reads of the rows. */
-    j.parts = parts_for(e, groups, items->n * n_tokens * FL_GROUP, 1);
+    /* One part per thread: narrower columns would break up sequential reads of the rows.  Many tokens
+     * are not bound by reading; four were no faster. */
+    const int most = e->set->sum_many[piece->weight_type] && n_tokens >= FL_SUM_TOKENS ? 2 : 1;
+    j.parts = parts_for(e, groups, items->n * n_tokens * FL_GROUP, most);
     fl_pool_run(e->pool, accumulate_part, &j, j.parts);
     return (fl_kernel_status)atomic_load(&j.status);
 }

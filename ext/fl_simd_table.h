@@ -1,6 +1,6 @@
 /* What a vector set offers, after all of its kernels. */
 
-#define FL_SIMD_TABLE(NAME)                                                                        \
+#define FL_SIMD_TABLE(NAME, ...)                                                                        \
     {                                                                                              \
         .name = NAME,                                                                              \
         .dot = {dot_f32, dot_f16, dot_bf16, dot_int8, dot_int4},                                   \
@@ -18,4 +18,5 @@
         .rwkv4 = rwkv4,                                                                            \
         .rwkv5 = rwkv5,                                                                            \
         .rwkv7 = rwkv7,                                                                            \
+        __VA_ARGS__                                                                                \
     }

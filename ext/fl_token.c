@@ -13,7 +13,7 @@ fl_kernel_status fl_op_linear(const fl_engine *e, const fl_acts *acts, uint8_t *
 {
     if (q)
         fl_op_prepare(e, acts->x, acts->n_tokens, acts->n_cols, q, acts->q_stride, scales,
-                      acts->scale_stride);
+                      acts->scale_stride, acts->tiles);
     return fl_op_dot(e, acts, piece, items, out, out_stride);
 }
 

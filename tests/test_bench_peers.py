@@ -195,8 +195,9 @@ def test_powerinfer_prints_its_speeds():
 
 def test_a_card_pairs_inside_rounds_and_keeps_losses(tmp_path):
     def row(key, speed, **more):
-        ran = {"state": "ran", "tokens_per_s": speed, "prefill_tokens_per_s": 1.0, "n_decoded": 7,
-               "decode_bytes_per_token": MIB, "charges": {"peak_bytes": MIB}}  # fmt: skip
+        ran = {"state": "ran", "tokens_per_s": speed, "prefill_tokens_per_s": 2 * speed,
+               "n_decoded": 7, "decode_bytes_per_token": MIB,
+               "charges": {"peak_bytes": MIB}}  # fmt: skip
         return {"cap": "50%", "key": key, "peer": key, "difference": "", **ran, **more}
 
     rounds = [
@@ -211,6 +212,7 @@ def test_a_card_pairs_inside_rounds_and_keeps_losses(tmp_path):
     lines = write_card(tmp_path / "card", [model]).splitlines()
     cells = {line.split(" | ")[1]: line.split(" | ") for line in lines if line.startswith("| 50%")}
     assert cells["slow"][7] == "3.00"  # of 2, 3 and 4
+    assert cells["slow"][4] == "2.0 (3.00)" and cells["ours"][4] == "8.0"
     assert cells["fast"][7] == "0.50" and "killed by the limit" in cells["fast"][10]
     assert "missing: no file" in cells["gone"][10]
     assert json.loads((tmp_path / "card.json").read_text())["models"] == [model]

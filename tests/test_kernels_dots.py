@@ -77,13 +77,14 @@ def test_long_one_sided_sums_stay_in_tolerance(kernels, reference, weight_type):
     assert (np.abs(ours - oracle) <= dot_terms(plane, x) * 2.0**-20).all()
 
 
-@pytest.mark.parametrize("n", [33, 100, 384])
+@pytest.mark.parametrize("n", [33, 70, 100, 384, 8224])
 @pytest.mark.parametrize("weight_type", TYPES)
 def test_dots_do_not_depend_on_the_number_of_tokens(kernels, weight_type, n):
+    """Blocks of tokens, rests of blocks, and rows that are too long for blocks."""
     plane = MemoryPlane(normal((13, n)), weight_type)
     x = normal((33, n), seed=1)
     single = np.concatenate([dot(kernels, plane, x[t : t + 1], stop=13) for t in range(33)])
-    for n_tokens in [*range(2, 10), 33]:
+    for n_tokens in [*range(2, 10), 16, 33]:
         assert same_bits(dot(kernels, plane, x[:n_tokens], stop=13), single[:n_tokens])
 
 
@@ -118,8 +119,8 @@ def test_placement_changes_nothing(kernels, weight_type, per_frame, lead, tail):
 @pytest.mark.parametrize("name", NATIVE)
 def test_threads_change_nothing(name, weight_type):
     plane = MemoryPlane(normal((300, 416)), weight_type)
-    x, coef = normal((7, 416), seed=1), normal((7, 300), seed=2)
-    y = normal((7, 416), seed=3)
+    x, coef = normal((27, 416), seed=1), normal((27, 300), seed=2)
+    y = normal((27, 416), seed=3)
     results = []
     for n_threads in (1, 2, 3, 5):
         ks = choose_kernels(name, n_threads=n_threads)
@@ -146,11 +147,11 @@ def test_accumulate_agrees_with_reference(kernels, reference, weight_type, n):
 @pytest.mark.parametrize("weight_type", TYPES)
 def test_accumulate_is_one_sum_however_it_is_divided(kernels, weight_type, n):
     plane = MemoryPlane(normal((150, n)), weight_type, per_frame=7)
-    coef, y = normal((9, 150), seed=1), normal((9, n), seed=2)
+    coef, y = normal((17, 150), seed=1), normal((17, n), seed=2)
     whole = accumulate(kernels, plane, coef, y)
     ids = np.arange(150, dtype=np.int32)
     assert same_bits(accumulate(kernels, plane, coef, y, ids=ids), whole)
-    for n_tokens in (1, 2, 3, 5, 8):
+    for n_tokens in (1, 2, 3, 5, 8, 11):
         assert same_bits(
             accumulate(kernels, plane, coef[:n_tokens], y[:n_tokens]), whole[:n_tokens]
         )

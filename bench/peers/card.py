@@ -10,8 +10,8 @@ from typing import Any
 from flashllm.units import MIB
 
 HEAD = (
-    "cap", "peer", "decode tok/s (all rounds)", "n", "prefill tok/s", "MiB/token", "peak MiB",
-    "ours / it", "approx / it", "it / llama.cpp all", "remark",
+    "cap", "peer", "decode tok/s (all rounds)", "n", "prefill tok/s (ours / it)", "MiB/token",
+    "peak MiB", "ours / it", "approx / it", "it / llama.cpp all", "remark",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def line(rounds: list[list[dict]], cap: str, key: str) -> list[str]:
         cap, name,
         f"{statistics.median(speeds):.2f} ({', '.join(f'{speed:.2f}' for speed in speeds)})",
         str(ran[0]["n_decoded"]),
-        middle([row["prefill_tokens_per_s"] for row in ran], "{:.1f}"),
+        prefill(rounds, cap, key, ran),
         middle([row["decode_bytes_per_token"] for row in ran], "{:.0f}", MIB),
         f"{max(row['charges']['peak_bytes'] for row in ran) / MIB:.0f}",
         ratio(rounds, (cap, "ours"), (cap, key)),
@@ -81,14 +81,25 @@ def line(rounds: list[list[dict]], cap: str, key: str) -> list[str]:
     ]  # fmt: skip
 
 
-def ratio(rounds: list[list[dict]], one: tuple[str, str], other: tuple[str, str]) -> str:
+def prefill(rounds: list[list[dict]], cap: str, key: str, ran: list[dict]) -> str:
+    speed = middle([row["prefill_tokens_per_s"] for row in ran], "{:.1f}")
+    ours = ratio(rounds, (cap, "ours"), (cap, key), "prefill_tokens_per_s")
+    return f"{speed} ({ours})" if speed and ours else speed
+
+
+def ratio(
+    rounds: list[list[dict]],
+    one: tuple[str, str],
+    other: tuple[str, str],
+    of: str = "tokens_per_s",
+) -> str:
     """The median over rounds of one cell's speed over another's; empty where either is missing."""
     found = []
     for rows in rounds:
         speed = {
-            (row["cap"], row["key"]): row["tokens_per_s"]
+            (row["cap"], row["key"]): row[of]
             for row in rows
-            if row.get("state") == "ran"
+            if row.get("state") == "ran" and row[of]
         }
         if one in speed and other in speed:
             found.append(speed[one] / speed[other])

@@ -114,12 +114,16 @@ class Activations:
     """Preallocated room for the activations of up to `max_tokens` tokens of `max_cols` columns.
 
     `prepare` fills it; it is valid until the next `prepare`, and refers to the x it was given.
+    Behind q there is room for whole blocks of `many` tokens once more, in the order in which a set
+    takes them.
     """
 
-    def __init__(self, max_tokens: int, max_cols: int):
+    def __init__(self, max_tokens: int, max_cols: int, many: int = 0):
         self.max_tokens, self.max_cols = max_tokens, max_cols
-        q_stride, scale_stride = self.strides(max_cols)
-        self.q = np.zeros(max_tokens * q_stride, dtype=np.uint8)
+        _, scale_stride = self.strides(max_cols)
+        scale_bytes = 4 * max_tokens * scale_stride
+        n_bytes = self.bytes_needed(max_tokens, max_cols, many)
+        self.q = np.zeros(n_bytes - scale_bytes, dtype=np.uint8)
         self.scales = np.zeros(max_tokens * scale_stride, dtype=np.float32)
         self.x: np.ndarray | None = None
         self.quantised = False
@@ -129,6 +133,13 @@ class Activations:
     def strides(n_cols: int) -> tuple[int, int]:
         """(bytes of q, number of scales) per token: whole vectors of any set may be read."""
         return align_up(n_cols, 64), align_up(-(-n_cols // GROUP), 16)
+
+    @classmethod
+    def bytes_needed(cls, max_tokens: int, max_cols: int, many: int = 0) -> int:
+        """Bytes of Activations(max_tokens, max_cols, many)."""
+        q_stride, scale_stride = cls.strides(max_cols)
+        again = max_tokens // many * many if many else 0
+        return (max_tokens + again) * (q_stride + 4 * scale_stride) + (64 if again else 0)
 
     @property
     def n_bytes(self) -> int:
@@ -166,18 +177,17 @@ class KernelSet(FusedOperators, RecurrentOperators, ABC):
     n_threads: int
     clock: Any
     closed = False
+    many = 0  # tokens of a block that dots take at once; 0: none
 
     # ------------------------------------------------------------------------- scratch, lifetime
 
     def activations(self, max_tokens: int, max_cols: int) -> Activations:
         """Room for `prepare`; its bytes are `.n_bytes` == `activation_bytes(...)`."""
-        return Activations(max_tokens, max_cols)
+        return Activations(max_tokens, max_cols, self.many)
 
-    @staticmethod
-    def activation_bytes(max_tokens: int, max_cols: int) -> int:
+    def activation_bytes(self, max_tokens: int, max_cols: int) -> int:
         """Bytes of `activations(max_tokens, max_cols)`."""
-        q_stride, scale_stride = Activations.strides(max_cols)
-        return max_tokens * (q_stride + 4 * scale_stride)
+        return Activations.bytes_needed(max_tokens, max_cols, self.many)
 
     def attention_bytes(self, n_context: int) -> int:
         """Bytes that attention_scratch(n_context) will hold."""

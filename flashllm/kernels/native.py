@@ -31,7 +31,7 @@ class NativeSet(KernelSet):
             raise UnsupportedError(f"kernel set {name} does not run here: {why}")
         self.name, self.n_threads = name, n_threads
         self._core = NativeKernels(name, n_threads)
-        self.clock = self._core.clock
+        self.clock, self.many = self._core.clock, self._core.many
         self._scratch = np.empty(0, dtype=np.float32)
         self._scratch_context = 0
 

@@ -395,7 +395,9 @@ class DecoderModel(ApproximateFFN, ABC):
     def _add_bundles(self, prefix: str, plane: str, first: str, leases, out: np.ndarray) -> None:
         """Add whole leases of bundles to `out`, operator by operator."""
         kernels, views, n_tokens = self.kernels, self.views[prefix + plane], out.shape[0]
-        rows = self._gate_up_rows(prefix + plane) if first == "gate" else None
+        # Blocks of tokens are not bound by reading: no detour through `_paired_dots`.
+        blocks = 0 < kernels.many <= n_tokens and views[first].quantised
+        rows = self._gate_up_rows(prefix + plane) if first == "gate" and not blocks else None
         for lease in leases:
             up = None
             if rows is not None:

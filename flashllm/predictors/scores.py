@@ -59,7 +59,7 @@ class Scratch:
     @staticmethod
     def bytes_for(n_bundles: int, hidden_size: int) -> int:
         """The same for the largest layer's shape."""
-        return KernelSet.activation_bytes(1, hidden_size) + n_bundles * (4 + 1 + 1 + 4 + 8)
+        return Activations.bytes_needed(1, hidden_size) + n_bundles * (4 + 1 + 1 + 4 + 8)
 
 
 class FittedPredictor(Predictor):

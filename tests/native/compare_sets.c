@@ -10,7 +10,7 @@
 #include "fl_kernels.h"
 #include "fl_quant.h"
 
-enum { N_ROWS = 37, N_TOKENS = 5, MAX_N = 400, N_CONTEXT = 70 };
+enum { N_ROWS = 37, N_TOKENS = 21, MAX_N = 400, N_CONTEXT = 70 };
 
 static int failures;
 
@@ -69,7 +69,7 @@ static fl_piece fill(int type, size_t n)
 static void check_rows(const fl_engine *serial, const fl_engine *ours, int type, size_t n)
 {
     static float x[N_TOKENS * MAX_N], coef[N_TOKENS * N_ROWS], scales[2][N_TOKENS * 16];
-    static uint8_t q[2][N_TOKENS * (MAX_N + 64)];
+    static uint8_t q[2][2 * N_TOKENS * (MAX_N + 128) + 64];
     static float out[3][N_TOKENS * N_ROWS], y[3][N_TOKENS * MAX_N], decoded[2][N_ROWS * MAX_N];
     fl_piece piece = fill(type, n);
     fl_items all = {addresses, N_ROWS, NULL, 0, N_ROWS};
@@ -78,8 +78,9 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     for (size_t i = 0; i < N_TOKENS * N_ROWS; i++) coef[i] = next_float();
     const fl_engine *engines[2] = {serial, ours};
     for (int e = 0; e < 2; e++) {
-        fl_op_prepare(engines[e], x, N_TOKENS, (int64_t)n, q[e], q_stride, scales[e], 16);
-        fl_acts acts = {x, q[e], scales[e], N_TOKENS, (int64_t)n, q_stride, 16};
+        int64_t at = fl_tiles_at(engines[e], q[e], sizeof q[e], N_TOKENS, q_stride, 16);
+        fl_acts acts = {x, q[e], scales[e], N_TOKENS, acts_n, q_stride, 16, at ? q[e] + at : NULL};
+        fl_op_prepare(engines[e], x, N_TOKENS, acts_n, q[e], q_stride, scales[e], 16, acts.tiles);
         fl_op_dot(engines[e], &acts, &piece, &all, out[e], N_ROWS);
         fl_op_decode(engines[e], &piece, &all, decoded[e]);
         for (size_t i = 0; i < N_TOKENS * n; i++) y[e][i] = x[i];
@@ -103,7 +104,7 @@ static void check_rows(const fl_engine *serial, const fl_engine *ours, int type,
     /* Token by token, ids instead of a range, one call per item: the same bits. */
     for (int64_t t = 0; t < N_TOKENS; t++) {
         const float *token = x + t * (int64_t)n;
-        fl_acts one = {token, q[1] + t * q_stride, scales[1] + t * 16, 1, acts_n, q_stride, 16};
+        fl_acts one = {token, q[1] + t * q_stride, scales[1] + t * 16, 1, acts_n, q_stride, 16, NULL};
         for (size_t i = 0; i < n; i++) y[2][(size_t)t * n + i] = x[(size_t)t * n + i];
         for (int32_t r = 0; r < N_ROWS; r++) {
             fl_items item = {addresses, N_ROWS, &r, 0, 1};
@@ -122,7 +123,7 @@ static void check_any_bytes(const fl_engine *e, int type, size_t n)
 {
     static float x[N_TOKENS * MAX_N], coef[N_TOKENS * N_ROWS], scales[N_TOKENS * 16];
     static float out[N_TOKENS * N_ROWS], y[N_TOKENS * MAX_N], decoded[N_ROWS * MAX_N];
-    static uint8_t q[N_TOKENS * (MAX_N + 64)];
+    static uint8_t q[2 * N_TOKENS * (MAX_N + 128) + 64];
     static const struct {
         int32_t ids[2];
         fl_kernel_status dot, accumulate;
@@ -144,8 +145,9 @@ static void check_any_bytes(const fl_engine *e, int type, size_t n)
         for (size_t i = 0; i < row_bytes; i++)
             ((uint8_t *)plane[r])[16 + i] = below_one_in(4) ? 0xff : (uint8_t)next_word();
     for (size_t i = 0; i < N_TOKENS * n; i++) x[i] = next_float();
-    fl_op_prepare(e, x, N_TOKENS, (int64_t)n, q, q_stride, scales, 16);
-    const fl_acts acts = {x, q, scales, N_TOKENS, (int64_t)n, q_stride, 16};
+    const int64_t at = fl_tiles_at(e, q, sizeof q, N_TOKENS, q_stride, 16);
+    const fl_acts acts = {x, q, scales, N_TOKENS, (int64_t)n, q_stride, 16, at ? q + at : NULL};
+    fl_op_prepare(e, x, N_TOKENS, (int64_t)n, q, q_stride, scales, 16, acts.tiles);
     const fl_items all = {addresses, N_ROWS, NULL, 0, N_ROWS};
     expect(fl_op_dot(e, &acts, &piece, &all, out, N_ROWS) == FL_KERNEL_OK, "any dot", type, n, 0, 0);
     fl_op_decode(e, &piece, &all, decoded);
