@@ -62,6 +62,32 @@ def closed_form(x, w, rank, *, damping=1e-9, weighted=True, parts=(0,)):
     return low_rank.bottleneck(blocks, len(w), factors, found)
 
 
+def test_a_covariance_that_rounding_spoilt_is_damped_more():
+    """Few directions in a wide input, one of them large: float32 leaves negative eigenvalues."""
+    random = np.random.default_rng(4)
+    x = random.standard_normal((64, 3)) @ random.standard_normal((3, 300))
+    covariance = (x.T @ x / 64).astype(np.float32)
+    noise = random.standard_normal((300, 300)).astype(np.float32) * np.float32(2e-3)
+    covariance += noise + noise.T
+    with pytest.raises(np.linalg.LinAlgError):
+        np.linalg.cholesky(covariance + 1e-3 * np.diag(covariance).mean() * np.eye(300))
+    factors = InputFactors(covariance)
+    ordered = covariance[np.ix_(factors.order, factors.order)]
+    off = factors.root @ factors.root.T - ordered
+    assert (np.diag(off) > 0).all() and np.diag(off).max() <= 1.001 * np.diag(covariance).mean()
+    assert np.isfinite(factors.inverse).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_that_are_not_finite_are_refused(value):
+    covariance = np.eye(9, dtype=np.float32)
+    covariance[4, 4] = value
+    with pytest.raises(UnsupportedError, match="finite"):
+        InputFactors(covariance)
+    with pytest.raises(UnsupportedError, match="positive"):
+        InputFactors(-np.eye(9, dtype=np.float32))
+
+
 @pytest.mark.parametrize("hidden", [5, 128, 131, 300])
 def test_the_covariance_is_factored_in_place(hidden):
     random = np.random.default_rng(hidden)

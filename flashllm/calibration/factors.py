@@ -11,20 +11,39 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import UnsupportedError
+
 BLOCK = 128
 DAMPING = 1e-3  # of the mean variance, on the diagonal; up to 0.05 made no difference
+# Covariances are summed in float32: of a wide input with few directions their rounding may exceed
+# the damping, and a matrix that is no covariance any more needs so many times of it.
+MORE = (1, 10, 100, 1000)
 
 
 class InputFactors:
     """`order`: columns of the input, the most varying first; in that order `root` is U and
-    `inverse` its inverse, float32 [hidden, hidden]."""
+    `inverse` its inverse, float32 [hidden, hidden].  UnsupportedError where values are not finite.
+    """
 
     def __init__(self, covariance: np.ndarray, *, damping: float = DAMPING):
+        if not np.isfinite(covariance).all():
+            raise UnsupportedError("a layer whose inputs are not finite cannot be fitted to")
         variance = np.diag(covariance).astype(np.float64)
         self.order = np.argsort(-variance, kind="stable")
-        c = covariance[np.ix_(self.order, self.order)].astype(np.float64)
-        c[np.diag_indices(len(c))] += max(damping * variance.sum() / len(c), 1e-30)
-        _factor(c)
+        least = max(damping * variance.sum() / len(variance), 1e-30)
+        for times in MORE:
+            c = covariance[np.ix_(self.order, self.order)].astype(np.float64)
+            c[np.diag_indices(len(c))] += times * least
+            try:
+                _factor(c)
+                break
+            except np.linalg.LinAlgError:
+                del c  # before another one is made
+        else:
+            raise UnsupportedError(
+                f"a layer whose inputs have no positive covariance, with {MORE[-1] * damping:g} of "
+                "their mean variance added to it, cannot be fitted to"
+            )
         self.root = c.astype(np.float32)
         _invert(c)
         self.inverse = c.astype(np.float32)
