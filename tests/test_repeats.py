@@ -28,9 +28,9 @@ WHOLE = {
 
 
 def nothing_recorded(monkeypatch) -> None:
-    def plainly(self, state, key, parts, live):
+    def plainly(self, model, state, key, parts, live):
         for part in parts():
-            part.run(state)
+            part.run(model, state=state)
 
     monkeypatch.setattr(Repeats, "run", plainly)
 
@@ -102,6 +102,23 @@ def test_a_sequence_that_ended_is_not_kept(tmp_path):
         assert keys() is None
         again = llm.generate([IDS, IDS[:3]], max_tokens=4, temperature=0, ignore_eos=True)
         assert [one.tokens for one in again] == [one.tokens for one in together]
+
+
+def test_a_closed_engine_is_gone_at_once(tmp_path):
+    """Its scratch is memory: a cycle would keep it until somebody collects."""
+    path = str(small_frames(tmp_path, "llama-mha"))
+    gc.collect()
+    gc.disable()
+    try:
+        llm = LLM(path)
+        llm.generate(IDS, max_tokens=4, temperature=0, ignore_eos=True)
+        assert llm.model.repeats.n_recorded == 1
+        model = weakref.ref(llm.model)
+        llm.close()
+        del llm
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def _totals():

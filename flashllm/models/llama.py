@@ -67,10 +67,10 @@ class LlamaModel(DecoderModel):
         self.embed("embed", ids, x)
         if ids.size == 1:
             ((_, one),) = state.spans(1)
-            self.repeats.run(one, self._parts_key(), self._parts, (x, normed, residual))
+            self.repeats.run(self, one, self._parts_key(), self._parts, (x, normed, residual))
         else:
             for part in self._parts(ids.size):
-                part.run(state)
+                part.run(self, state=state)
         self._norm_added(f"layers.{self.config.n_layers - 1}.ffn_post_norm", residual)
         self.kernels.add(x, residual)
         return x
@@ -82,11 +82,9 @@ class LlamaModel(DecoderModel):
 
     def _parts(self, n_tokens: int = 1) -> Iterator[Part]:
         for layer in range(self.config.n_layers):
-            attention, ffn = (
-                partial(half, layer, n_tokens) for half in (self._first_half, self._second_half)
-            )
-            yield Part(attention, self._attention_repeats(layer))
-            yield Part(ffn, self._ffn_repeats(layer))
+            where = {"layer": layer, "n_tokens": n_tokens}
+            yield Part(partial(LlamaModel._first_half, **where), self._attention_repeats(layer))
+            yield Part(partial(LlamaModel._second_half, **where), self._ffn_repeats(layer))
 
     def _parts_key(self) -> tuple:
         """What decides which parts a token has and which of them may be repeated."""

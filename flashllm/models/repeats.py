@@ -23,9 +23,10 @@ from .state import SequenceState
 
 @dataclass(frozen=True)
 class Part:
-    """Something that a pass does, on the state that it is given."""
+    """Something that a pass does, called with the model and `state`: what kept the model here would
+    keep its memory after its last user."""
 
-    run: Callable[[SequenceState], None]
+    run: Callable[..., None]
     repeatable: bool = False
 
 
@@ -53,7 +54,7 @@ class Repeats:
         return sum(stretch.calls is not None for stretch in self._stretches)
 
     def run(
-        self, state: SequenceState, key: Hashable, parts: Callable[[], Iterable[Part]],
+        self, model, state: SequenceState, key: Hashable, parts: Callable[[], Iterable[Part]],
         live: Sequence[np.ndarray],
     ) -> None:  # fmt: skip
         """Run the parts of one token's pass at the end of `state`.
@@ -69,16 +70,16 @@ class Repeats:
             if stretch.calls is not None:
                 self._kernels.repeat(stretch.calls, position)
             elif stretch.repeatable:
-                self._record(stretch, state, live)
+                self._record(stretch, model, state, live)
             else:
                 for part in stretch.parts:
-                    part.run(state)
+                    part.run(model, state=state)
 
-    def _record(self, stretch: _Stretch, state: SequenceState, live: Sequence[np.ndarray]) -> None:
+    def _record(self, stretch: _Stretch, model, state: SequenceState, live) -> None:
         before = [array.copy() for array in live]
         with self._kernels.recording() as recorded:
             for part in stretch.parts:
-                part.run(state)
+                part.run(model, state=state)
         stretch.repeatable = False  # unless it proves to be
         if recorded.calls is None:
             return
@@ -92,7 +93,7 @@ class Repeats:
         for array, values in zip(live, before, strict=True):
             np.copyto(array, values)
         for part in stretch.parts:  # once more: the wrong repetition has written into the state
-            part.run(state)
+            part.run(model, state=state)
 
 
 
