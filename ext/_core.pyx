@@ -335,6 +335,11 @@ cdef const float *rows_of(const float[:, ::1] rows):
     return &rows[0, 0] if rows is not None else NULL
 
 
+cdef inline fl_piece piece_of(tuple ints):
+    """A piece of the five numbers of a PieceView."""
+    return fl_piece(ints[0], ints[1], ints[2], ints[3], ints[4])
+
+
 cdef fl_acts acts_of(const fl_engine *e, const float[:, ::1] x, const uint8_t[::1] q,
                      int64_t q_stride, const float[::1] scales, int64_t scale_stride):
     cdef int64_t at = fl_tiles_at(e, &q[0], q.shape[0], x.shape[0], q_stride, scale_stride)
@@ -487,7 +492,7 @@ cdef class NativeKernels:
             int64_t n, float[:, ::1] out not None, int64_t column):
         self.only_now()
         cdef fl_acts acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
-        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef fl_piece p = piece_of(piece)
         cdef const int32_t *listed = NULL
         if ids is not None:
             listed = &ids[0]
@@ -513,7 +518,7 @@ cdef class NativeKernels:
                    const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
                    int64_t n, float[:, ::1] y not None):
         self.only_now()
-        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef fl_piece p = piece_of(piece)
         cdef const int32_t *listed = NULL
         if ids is not None:
             listed = &ids[0]
@@ -541,10 +546,10 @@ cdef class NativeKernels:
             listed = &ids[0]
         call.neurons.has_first, call.neurons.has_second = first is not None, second is not None
         if first is not None:
-            call.neurons.first = fl_piece(first[0], first[1], first[2], first[3], first[4])
+            call.neurons.first = piece_of(first)
         if second is not None:
-            call.neurons.second = fl_piece(second[0], second[1], second[2], second[3], second[4])
-        call.neurons.down = fl_piece(down[0], down[1], down[2], down[3], down[4])
+            call.neurons.second = piece_of(second)
+        call.neurons.down = piece_of(down)
         call.neurons.items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
         call.neurons.kind = <fl_activation>kind
         call.neurons.pre, call.neurons.y, call.neurons.up = &pre[0, 0], &y[0, 0], NULL
@@ -573,12 +578,12 @@ cdef class NativeKernels:
             acts.x, acts.n_cols = &x[0, 0], x.shape[1]
         d.deciding = d.neurons.second = NULL
         if deciding is not None:
-            pieces[0] = fl_piece(deciding[0], deciding[1], deciding[2], deciding[3], deciding[4])
+            pieces[0] = piece_of(deciding)
             d.deciding = &pieces[0]
         if second is not None:
-            pieces[1] = fl_piece(second[0], second[1], second[2], second[3], second[4])
+            pieces[1] = piece_of(second)
             d.neurons.second = &pieces[1]
-        pieces[2] = fl_piece(down[0], down[1], down[2], down[3], down[4])
+        pieces[2] = piece_of(down)
         d.neurons.acts, d.neurons.down = &acts, &pieces[2]
         d.neurons.kind, d.items, d.bias = <fl_activation>kind, &items, values_of(bias)
         d.neurons.pre, d.neurons.y, d.neurons.up = &pre[0, 0], &y[0, 0], NULL
@@ -601,7 +606,7 @@ cdef class NativeKernels:
         call.kind = FL_CALL_LINEAR
         call.linear.acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
         call.linear.q, call.linear.scales, call.linear.prepares = &q[0], &scales[0], quantised
-        call.linear.piece = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        call.linear.piece = piece_of(piece)
         call.linear.items = fl_items(&addresses[0], addresses.shape[0], NULL, start, n)
         call.linear.out, call.linear.out_stride = &out[0, start], out.shape[1]
         self.make(&call)
@@ -677,7 +682,7 @@ cdef class NativeKernels:
     def decode_rows(self, tuple piece not None, const uint64_t[::1] addresses not None,
                     const int32_t[::1] ids not None, float[:, ::1] out not None):
         self.only_now()
-        cdef fl_piece p = fl_piece(piece[0], piece[1], piece[2], piece[3], piece[4])
+        cdef fl_piece p = piece_of(piece)
         cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
         cdef fl_kernel_status status
         cdef int64_t started = now_ns()

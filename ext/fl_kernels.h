@@ -62,7 +62,7 @@ typedef struct {
     int64_t n_cols;
     int64_t q_stride;     /* n_cols rounded up to 64: whole vectors may be read */
     int64_t scale_stride; /* groups rounded up to 16 */
-    uint8_t *tiles;       /* q and scales again, as set->pack_tokens has them; or NULL */
+    uint8_t *tiles;       /* q and scales again, as set->pack_many has them; or NULL */
 } fl_acts;
 static_assert(sizeof(fl_acts) == 64, "fl_acts is eight words");
 

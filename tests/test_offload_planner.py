@@ -50,18 +50,20 @@ def brute_coalesce(frames, offsets, lengths, max_gap, max_extent, max_frames):
     return extents
 
 
+# What reads are merged by.
+KNOBS = st.fixed_dictionaries({
+    "max_gap": st.sampled_from([0, 512, 4096, 10**9]),
+    "max_extent": st.sampled_from([512, 5000, 1 << 20]),
+    "max_frames": st.sampled_from([1, 3, 512]),
+})  # fmt: skip
+
+
 @settings(max_examples=300, deadline=None)
-@given(
-    layouts(),
-    st.sampled_from([0, 512, 4096, 10**9]),
-    st.sampled_from([512, 5000, 1 << 20]),
-    st.sampled_from([1, 3, 512]),
-)
-def test_coalesce_equals_brute_force(layout, max_gap, max_extent, max_frames):
+@given(layouts(), KNOBS)
+def test_coalesce_equals_brute_force(layout, knobs):
     lengths, offsets, wanted = layout
     frames = np.flatnonzero(wanted).astype(np.int32)
     offsets, lengths = offsets[frames], lengths[frames]
-    knobs = {"max_gap": max_gap, "max_extent": max_extent, "max_frames": max_frames}
     found = coalesce(frames, offsets, lengths, **knobs)
     expected = brute_coalesce(frames, offsets, lengths, **knobs)
     assert [
@@ -80,13 +82,8 @@ def test_coalesce_equals_brute_force(layout, max_gap, max_extent, max_frames):
 
 
 @settings(max_examples=300, deadline=None)
-@given(
-    layouts(),
-    st.sampled_from([0, 512, 4096, 10**9]),
-    st.sampled_from([512, 5000, 1 << 20]),
-    st.sampled_from([1, 3, 512]),
-)
-def test_native_extents_are_the_planners(layout, max_gap, max_extent, max_frames):
+@given(layouts(), KNOBS)
+def test_native_extents_are_the_planners(layout, knobs):
     lengths, offsets, wanted = layout
     stored = (lengths - np.arange(len(lengths)) % 512).astype(np.uint32)  # padded to 512 again
     tables = FrameTables(
@@ -95,7 +92,6 @@ def test_native_extents_are_the_planners(layout, max_gap, max_extent, max_frames
     )  # fmt: skip
     source = SimpleNamespace(tables=tables)
     frames = np.flatnonzero(wanted).astype(np.int32)
-    knobs = {"max_gap": max_gap, "max_extent": max_extent, "max_frames": max_frames}
     found = FrameSource.extents(source, frames, **knobs)
     expected = coalesce(frames, offsets[frames], lengths[frames], **knobs)
     for name in ("frames", "first", "offset", "length"):

@@ -417,10 +417,9 @@ class DecoderModel(ApproximateFFN, ABC):
                 pre, lease.addresses, views["down"], lease.start, lease.stop, out
             )
 
-    def _walk_neurons(self, pieces, addresses, items, out, pre=None) -> None:
+    def _walk_neurons(self, pieces, addresses, items, out) -> None:
         """Add the neurons of a lease for one token, in one walk over their bundles."""
-        if pre is None:
-            pre = self.scratch.view("decided", 1, len(items))
+        pre = self.scratch.view("decided", 1, len(items))
         up = None if pieces[1] is None else self.scratch.view("up", 1, len(items))
         self.kernels.add_neurons(
             self.activations, addresses, pieces, items, self.config.activation, pre, up, out

@@ -69,8 +69,9 @@ class LlamaModel(DecoderModel):
             ((_, one),) = state.spans(1)
             self.repeats.run(self, one, self._parts_key(), self._parts, (x, normed, residual))
         else:
-            for part in self._parts(ids.size):
-                part.run(self, state=state)
+            for layer in range(self.config.n_layers):
+                self._first_half(layer, ids.size, state)
+                self._second_half(layer, ids.size, state)
         self._norm_added(f"layers.{self.config.n_layers - 1}.ffn_post_norm", residual)
         self.kernels.add(x, residual)
         return x
@@ -80,9 +81,10 @@ class LlamaModel(DecoderModel):
         view = self.scratch.view
         return view("x", n_tokens), view("normed", n_tokens), view("residual", n_tokens)
 
-    def _parts(self, n_tokens: int = 1) -> Iterator[Part]:
+    def _parts(self) -> Iterator[Part]:
+        """Of one token's pass through the layers."""
         for layer in range(self.config.n_layers):
-            where = {"layer": layer, "n_tokens": n_tokens}
+            where = {"layer": layer, "n_tokens": 1}
             yield Part(partial(LlamaModel._first_half, **where), self._attention_repeats(layer))
             yield Part(partial(LlamaModel._second_half, **where), self._ffn_repeats(layer))
 

@@ -239,8 +239,7 @@ class Picker(Adviser):
         if not len(absent):
             return
         missing = frames[absent]
-        _, lengths = source.places(missing)
-        self.stats.bytes_useful += int(lengths.sum())
+        self.stats.bytes_useful += source.tables.n_bytes(missing)
         targets = np.zeros(len(missing), dtype=np.uint64)
         with closing(
             self._demand.bring(source, self.extents(state, missing), targets)
@@ -255,8 +254,6 @@ def _ready_first(
 ) -> tuple[np.ndarray, int, int]:
     """`ids` with the units that are in memory first, then those on their way there by advice, then
     the others; and how many items the first two have."""
-    if not unit:
-        return ids, 0, 0
     segment, units = state.segment, ids.reshape(-1, unit)
     frames = units // state.source.per_frame
     ready = (segment.addresses[frames] != 0).all(axis=1)
