@@ -106,7 +106,7 @@ def test_every_backend_is_tried_at_its_own_floor(model, every):
     stress = Stress(model, small=model, scale=scale, told=lambda row: None)
     floors = {"direct": 50 * MIB, "pread": 60 * MIB, "mmap": 70 * MIB}
     least = {(cap, storage) for cap, storage, _ in stress._cells(floors) if cap > 50 * MIB}
-    assert least == {(floor + MIB, storage) for storage, floor in floors.items()}
+    assert least == {(floor + cases.STEP, storage) for storage, floor in floors.items()}
 
 
 GOOD = Row("cap", "direct", "cold", 100, peak_rss=100, failcnt=0, oom_kills=0)

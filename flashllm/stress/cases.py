@@ -20,8 +20,12 @@ KINDS = ("caps", "refusal", "lowered", "context", "prompts", "together")  # in t
 SHARES = (0.5, 0.25, 0.125)
 BACKENDS = ("direct", "pread", "mmap")
 LOWERED_TO = 0.7
-# The floor counts the process itself, which differs by a few pages from run to run.
-STEP = MIB
+# The floor counts the process itself, which differs from run to run by what of its libraries is
+# mapped: 1.4 MiB between twelve runs.
+STEP = 2 * MIB
+# What an interpreter that has imported this takes to refuse anything (25 MiB of its own); in less
+# the kernel ends it before it can say so.
+LEAST_CAP = 32 * MIB
 UNLIMITED = "64GiB"  # as a budget: everything is kept, nothing is enforced
 MAX_GROWTH = 4 * MIB  # of memory over many prompts
 # Of a soak's last quarter against its first, in tokens per CPU second: who else runs on the machine
@@ -123,7 +127,7 @@ class Stress:
     # ------------------------------------------------------------------------------------- cases
 
     def _cells(self, floors: dict[str, int]) -> list[tuple[int, str, str]]:
-        shares = [int(self._bytes * share) for share in SHARES]
+        shares = [max(int(self._bytes * share), LEAST_CAP) for share in SHARES]
         least = [(floors[storage] + STEP, storage) for storage in BACKENDS]
         if self._scale.every_cell:
             cells = [(cap, storage) for cap in shares for storage in BACKENDS] + least
