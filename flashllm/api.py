@@ -30,7 +30,7 @@ from .engine.totals import Totals
 from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
 from .governor import Governor, Source
-from .planning import Plan, replan
+from .planning import Plan, lent, replan
 from .predictors import Predictor
 from .probe.memory import automatic_budget
 from .settings import resolve
@@ -128,16 +128,19 @@ class LLM:
             self.choice, self.model, self.memory = parts.choice, parts.model, parts.memory
             self.floors = assembly.make_floors(parts)
             self.io_engine = parts.io_engine
-            self.store.load(progress)
             self._engine = Engine(
                 parts.model, parts.store, parts.state, drafts=parts.drafts, check=parts.check
             )
             self._opened_plan, self._kv_dtype = self.plan, parts.kv_dtype
+            if self.plan.lends:
+                self._engine.room.lend(weakref.WeakMethod(self._follow_room))
+                self._keep(self._opened_plan, self.ram_budget, fill=False)
+            self.store.load(progress)
             self._lending = assembly.Lending(parts)
             wanted = resolve("governor", governor).value
             if wanted:
                 self._governor = Governor(
-                    weakref.WeakMethod(self._follow), floor=assembly.open_floor(self.plan),
+                    weakref.WeakMethod(self._follow), floor=assembly.open_floor(self._opened_plan),
                     most=self.ram_budget, free_bytes=lambda: automatic_budget().n_bytes,
                     source=None if wanted is True else wanted,
                 )  # fmt: skip
@@ -196,15 +199,23 @@ class LLM:
 
         def change() -> None:
             if wanted():
-                self._follow_plan(replan(self._opened_plan, budget))
+                self._follow_plan(self._opened_plan, budget)
 
         self._turns.between(change)
 
-    def _follow_plan(self, plan: Plan) -> None:
+    def _follow_plan(self, opened: Plan, budget: int) -> None:
+        """Be an engine that was opened with this plan, under this budget."""
         if self._stack is None:
             raise ClosedError("this LLM was closed")
-        self.plan = plan
-        self.store.resize(plan.resident, ring_stages=plan.ring_stages)
+        self._keep(opened, budget)
+
+    def _follow_room(self) -> None:
+        """The sequence has more or less of the memory that was planned for it."""
+        self._keep(self._opened_plan, self.ram_budget)
+
+    def _keep(self, opened: Plan, budget: int, *, fill: bool = True) -> None:
+        self.plan = plan = replan(lent(opened, self._engine.room.spare()), budget)
+        self.store.resize(plan.resident, ring_stages=plan.ring_stages, fill=fill)
 
     # -- what it says about itself
 
@@ -506,7 +517,7 @@ class LLM:
         """Be an engine that was opened with this plan, under the present budget."""
 
         def change() -> None:
-            self._follow_plan(replan(opened, self.ram_budget))
+            self._follow_plan(opened, self.ram_budget)
             self._opened_plan = opened
 
         self._turns.between(change)

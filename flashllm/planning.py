@@ -14,7 +14,7 @@ slots follow that use instead: in the simulator a quarter cached so misses a six
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from .cache.ledger import Ledger
 from .cache.shares import shared_out
@@ -99,6 +99,12 @@ class Plan:
     needs: tuple[PlaneNeed, ...] = ()
     stage_cost: int = 0  # of one ring stage, with its decode buffer
     keep: bool = True
+    most: Mapping[str, int] = field(default_factory=dict)  # frames that any `replan` may keep
+
+    @property
+    def lends(self) -> bool:
+        """Whether more weights would be kept in what the engine can lend."""
+        return self.most != self.resident
 
     @property
     def bytes_per_token(self) -> int:
@@ -170,6 +176,7 @@ def plan_budget(
         needs=tuple(needs),
         stage_cost=stage_cost,
         keep=keep,
+        most=resident,
     )
 
 
@@ -183,14 +190,13 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
 
     `opened` is the plan it was opened with.  Context, scratch and everything else that is already
     allocated stays; what changes is the ring, which appears when something begins to stream and
-    may shrink to its least, and the kept weights, up to what was kept at open.  Raises BudgetError
-    with the floor of the open engine.
+    may shrink to its least, and the kept weights, up to `opened.most`.  Raises BudgetError with the
+    floor of the open engine.
     """
-    changing = {*LABELS.values(), KEPT_ROWS, PAGE_TABLES_KEPT, RING, UNUSED}
-    lines = {k: n for k, n in opened.ledger.lines().items() if k not in changing}
+    lines = _allocated(opened)
     base = sum(lines.values())
     wanted = [need for need in opened.needs if need.rank is not None] if opened.keep else []
-    most = sum(opened.resident[need.name] * need.slot_bytes for need in wanted)
+    most = sum(opened.most[need.name] * need.slot_bytes for need in wanted)
     whole = _with_page_tables(most)
     least_stages = MIN_RING_STAGES * STAGE_BYTES // opened.stage_bytes
     least_ring = least_stages * opened.stage_cost
@@ -200,16 +206,14 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
         raise BudgetError(budget_bytes, floor, "for an engine that is open")
     missing, stages = base + whole - budget_bytes, 0
     if not never_streams or missing > 0:
-        missing += opened.streamed_bytes - _picked_bytes(wanted)
+        missing += _streamed(opened.needs, opened.most) - _picked_bytes(wanted)
         stages = _ring_stages(budget_bytes - floor, missing, opened.stage_cost, least_stages)
         stages = min(stages, ring_reserve(opened))
 
-    ledger = Ledger(budget_bytes)
-    for name, n_bytes in lines.items():
-        ledger.charge(name, n_bytes)
+    ledger = _charged(budget_bytes, lines)
     ledger.charge(RING, stages * opened.stage_cost, note=f"{stages} stages")
     ledger.require()
-    resident = _keep(ledger, wanted, list(opened.needs), opened.resident)
+    resident = _keep(ledger, wanted, list(opened.needs), opened.most)
     ledger.settle(UNUSED)
     return replace(
         opened, ledger=ledger, resident=resident, ring_stages=stages,
@@ -217,14 +221,42 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
     )  # fmt: skip
 
 
+def lending(plan: Plan, *lines: str) -> Plan:
+    """`plan`, whose engine may lend these lines whole: weights are kept in them meanwhile."""
+    lines = _allocated(lent(plan, {name: plan.ledger[name] for name in lines}))
+    ledger = _charged(plan.ledger.budget_bytes, lines)
+    wanted = [need for need in plan.needs if need.rank is not None] if plan.keep else []
+    widest = _keep(ledger, wanted, list(plan.needs))
+    # Of some planes the narrow plan keeps more: rows, in what is left of a frame of another.
+    most = {name: max(n, plan.resident[name]) for name, n in widest.items()}
+    return replace(plan, most=most)
+
+
+def lent(opened: Plan, spare: Mapping[str, int]) -> Plan:
+    """`opened` while these lines lend so many bytes: what `replan` takes for it."""
+    lines = {k: n - spare.get(k, 0) for k, n in opened.ledger.lines().items()}
+    return replace(opened, ledger=_charged(opened.ledger.budget_bytes, lines))
+
+
 def needing_more(opened: Plan, name: str, n_bytes: int, *, note: str = "") -> Plan:
     """`opened` as if a line `name` of `n_bytes` had been allocated with it: what `replan` takes
     for an engine that needs more for a while."""
-    ledger = Ledger(opened.ledger.budget_bytes)
-    for line, size in opened.ledger.lines().items():
-        ledger.charge(line, size)
+    ledger = _charged(opened.ledger.budget_bytes, opened.ledger.lines())
     ledger.charge(name, n_bytes + page_table_bytes(n_bytes), note=note)
     return replace(opened, ledger=ledger)
+
+
+def _charged(budget_bytes: int, lines: Mapping[str, int]) -> Ledger:
+    ledger = Ledger(budget_bytes)
+    for name, n_bytes in lines.items():
+        ledger.charge(name, n_bytes)
+    return ledger
+
+
+def _allocated(plan: Plan) -> dict[str, int]:
+    """The lines that no `replan` changes."""
+    changing = {*LABELS.values(), KEPT_ROWS, PAGE_TABLES_KEPT, RING, UNUSED}
+    return {k: n for k, n in plan.ledger.lines().items() if k not in changing}
 
 
 def _picked_bytes(needs: Sequence[PlaneNeed]) -> int:

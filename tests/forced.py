@@ -38,8 +38,9 @@ def opened(
             for n in arguments["needs"]
         }
         return dataclasses.replace(
-            plan, resident=resident, ring_stages=4 if share < 1 else 0, stage_bytes=stage_bytes
-        )
+            plan, resident=resident, most=resident, ring_stages=4 if share < 1 else 0,
+            stage_bytes=stage_bytes,
+        )  # fmt: skip
 
     class Store(WeightStore):
         def __init__(self, *args, **kwargs):
@@ -47,5 +48,6 @@ def opened(
 
     with monkeypatch.context() as patch:
         patch.setattr(assembly.plan, "plan_budget", forced)
+        patch.setattr(assembly.opening, "lending", lambda plan, *_: plan)  # it would keep more
         patch.setattr(assembly.opening, "WeightStore", Store)
         return LLM(str(path), **{"debug": True, **settings})

@@ -6,7 +6,9 @@ at 1 GiB and more are in bench/ (frontier.py) with their cards.
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,6 +103,29 @@ def test_a_warm_cache_changes_nothing(model, storage, resident_tokens):
     run = generate(model, budget, "--storage", storage, tokens=TOKENS, cold=False)
     assert run.result["tokens"] == resident_tokens
     assert run.result["flash"]["peak_rss"] <= budget
+
+
+@pytest.fixture(scope="module")
+def long_model(tmp_path_factory):
+    """A context whose state is a third of half of the file."""
+    folder = tmp_path_factory.mktemp("long")
+    shutil.copytree(GOLDEN / "llama-relu", folder / "long")
+    config = json.loads((folder / "long" / "config.json").read_text())
+    config["max_position_embeddings"] = 1024
+    (folder / "long" / "config.json").write_text(json.dumps(config))
+    inflate(str(folder / "long"), str(folder / "m.flash"), size_bytes=SIZES["sparse"], quant="int8")
+    return folder / "m.flash"
+
+
+def test_what_a_sequence_lends_comes_back_before_it_is_used(long_model):
+    """The state grows by more than the slack of a plan, in which weights were kept at first."""
+    budget, prompt = long_model.stat().st_size * 3 // 4, [i * 37 % 60 + 1 for i in range(760)]
+    options = ["--kv-type", "f32", "--n-context", "1024"]
+    options += ["--token-ids", ",".join(map(str, prompt))]
+    tight, whole = (generate(long_model, size, *options, tokens=16) for size in (budget, 2**31))
+    assert tight.result["tokens"] == whole.result["tokens"]
+    assert tight.charges.failcnt == tight.charges.oom_kills == 0
+    assert tight.result["flash"]["peak_rss"] <= budget
 
 
 def test_verify_in_a_group_smaller_than_the_file(model):

@@ -25,7 +25,7 @@ from ..models.look_ahead import LookAhead
 from ..models.moe import MoEModel
 from ..models.shapes import check_shapes
 from ..offload import WeightStore
-from ..planning import Plan, ring_reserve
+from ..planning import Plan, lending, ring_reserve
 from ..predictors import Predictor
 from ..probe.curve import DEFAULT_CURVE
 from ..probe.device import Choice, choose_storage, probe_device
@@ -86,6 +86,7 @@ def open_parts(
                             engine=wishes.io_engine)  # fmt: skip
     if wishes.storage == "auto" and choice.name != "direct":
         plan = make_plan(*arguments, backend=choice.name, **known)
+    plan = lending(plan, "state", "scratch")
     if on_plan is not None:
         on_plan(plan)
     storage = open_storage(choice.name, path, depth=wishes.io_depth, engine=wishes.io_engine)
@@ -95,6 +96,7 @@ def open_parts(
         container,
         storage,
         resident=plan.resident,
+        most=plan.most,
         ring_stages=plan.ring_stages,
         ring_reserve=ring_reserve(plan),
         stage_bytes=plan.stage_bytes,
@@ -116,7 +118,7 @@ def open_parts(
     if wishes.look_ahead and isinstance(model, MoEModel):
         model.look_ahead = LookAhead(config.n_layers, wishes.look_ahead)
     dtype = kv_dtype(wishes, container)
-    state = model.new_state(plan.n_context, dtype)
+    state = model.new_state(plan.n_context, dtype, held=0 if plan.lends else None)
     return Parts(
         container=container, config=config, plan=plan, tokenizer=tokenizer, store=store,
         kernels=kernels, choice=choice, io_engine=storage.engine, model=model,

@@ -9,7 +9,7 @@ ints (uint64 in tables); what lies in a region is not known here.
 from __future__ import annotations
 
 import mmap
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -42,12 +42,14 @@ class Arena:
     huge_pages  ask for transparent huge pages.  The kernel only places them where 2 MiB lie
                 wholly inside the mapping, and the mapping is not rounded up to them, so they
                 never charge more than `arena_bytes`.
-    reserved    regions that are cut but not touched: address space, until `take`
+    touched     region name -> its first bytes, where not all of it is touched: the rest is address
+                space, until `take`
     """
 
     def __init__(
-        self, sizes: Mapping[str, int], *, huge_pages: bool = True, reserved: Collection[str] = ()
-    ):
+        self, sizes: Mapping[str, int], *, huge_pages: bool = True,
+        touched: Mapping[str, int] | None = None,
+    ):  # fmt: skip
         for name, n in sizes.items():
             if n < 0:
                 raise UsageError(f"arena region {name!r} of {n} bytes")
@@ -67,11 +69,17 @@ class Arena:
         for name, n in sizes.items():
             self.regions[name] = Region(name, at, n)
             at += align_up(n, REGION_ALIGNMENT)
-        for name in reserved:  # before anything is touched: no huge page may reach into one
-            self._advise(*self._pages(self.regions[name].address, sizes[name]), "MADV_NOHUGEPAGE")
-        for name, n in sizes.items():
-            if name not in reserved:
-                self.view(self.regions[name].address, align_up(n, REGION_ALIGNMENT)).fill(0)
+        at_first = {n: align_up(size, REGION_ALIGNMENT) for n, size in sizes.items()}
+        for name, n in (touched or {}).items():
+            if n > sizes[name]:
+                raise AssertionError(f"{n} bytes touched of region {name!r} of {sizes[name]}")
+            if n < sizes[name]:  # before anything is touched: no huge page may reach there
+                at_first[name] = align_up(n, REGION_ALIGNMENT)
+                rest = at_first[name], align_up(sizes[name], REGION_ALIGNMENT)
+                start = self.regions[name].address - self.address
+                self._advise(start + rest[0], rest[1] - rest[0], "MADV_NOHUGEPAGE")
+        for name, n in at_first.items():
+            self.view(self.regions[name].address, n).fill(0)
 
     def __getitem__(self, name: str) -> Region:
         return self.regions[name]

@@ -19,21 +19,26 @@ NONE = -1
 
 
 class Segment:
-    """`n_slots` slots of `slot_bytes` from `address`, for a plane of `n_frames` frames."""
+    """`n_slots` slots of `slot_bytes` from `address`, for a plane of `n_frames` frames; by `resize`
+    up to `n_most`, that many unless said."""
 
-    def __init__(self, *, name: str, n_frames: int, n_slots: int, slot_bytes: int, address: int):
-        if not 0 <= n_slots <= n_frames:
-            raise AssertionError(f"{name}: {n_slots} slots for {n_frames} frames")
+    def __init__(
+        self, *, name: str, n_frames: int, n_slots: int, slot_bytes: int, address: int,
+        n_most: int | None = None,
+    ):  # fmt: skip
+        n_most = n_slots if n_most is None else n_most
+        if not 0 <= n_slots <= n_most <= n_frames:
+            raise AssertionError(f"{name}: {n_slots} to {n_most} slots for {n_frames} frames")
         self.name, self.n_frames, self.n_slots = name, n_frames, n_slots
-        self.n_most = n_slots  # tables are as long as at the start, whatever `resize` says
+        self.n_most = n_most  # tables are so long, whatever `resize` says
         self.slot_bytes = slot_bytes
-        self.slot_address = np.uint64(address) + np.arange(n_slots, dtype=np.uint64) * np.uint64(
+        self.slot_address = np.uint64(address) + np.arange(n_most, dtype=np.uint64) * np.uint64(
             slot_bytes
         )
         self.frame_slot = np.full(n_frames, NONE, dtype=np.int32)
-        self.slot_frame = np.full(n_slots, NONE, dtype=np.int32)
+        self.slot_frame = np.full(n_most, NONE, dtype=np.int32)
         self.addresses = np.zeros(n_frames, dtype=np.uint64)
-        self.pins = np.zeros(n_slots, dtype=np.int16)
+        self.pins = np.zeros(n_most, dtype=np.int16)
         self.n_used = 0
         self._lent: list[np.ndarray | slice] = []
 

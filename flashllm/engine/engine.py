@@ -16,6 +16,7 @@ import numpy as np
 from ..errors import ContextLengthError, UsageError
 from ..models.state import SequenceState, StateGroup
 from .drafts import NO_DRAFTS, Drafts
+from .room import Room
 from .snapshot import Snapshot
 from .totals import Totals
 
@@ -33,6 +34,7 @@ class Engine:
     ):  # fmt: skip
         self.model, self.store, self.state = model, store, state
         self.check = check
+        self.room = Room(state, model.scratch)
         self.drafts = replace(drafts, most=min(drafts.most, self.chunk - 1))
         self.rows = np.zeros((1 + self.drafts.most, model.config.vocab_size), np.float32)
         self._logits = self.rows[:1]
@@ -56,6 +58,8 @@ class Engine:
                 self.model.approximation.reset()
         state.reset()
         if snapshot is not None:
+            if state is self.state:
+                self.room.at_least(snapshot.length, 1)
             state.restore(snapshot.length, snapshot.arrays)
 
     def snapshot(self, model: str) -> Snapshot:
@@ -97,6 +101,7 @@ class Engine:
         The returned row is valid until the next step.
         """
         n = ids.size
+        self.room.exactly(self.state.length + n, min(n, self.chunk))
         for first in range(0, n, self.chunk):
             if cancelled():
                 return None
@@ -139,6 +144,7 @@ class Engine:
         cache learns from what is `decoding`.
         """
         state = self.state if state is None else state
+        self._make_room(state, ids.size, decoding)
         share = totals.decode if decoding else totals.prompt
         clock, started = self.model.clock, time.perf_counter_ns()
         before = clock.spent()
@@ -157,6 +163,16 @@ class Engine:
         totals.predicted.add(self.model.counts.predicted)
         if self.check is not None:
             self.check()
+
+    def _make_room(self, state: SequenceState | StateGroup, n_tokens: int, decoding: bool) -> None:
+        length = self.state.length
+        for rows, one in state.spans(n_tokens):
+            if one is self.state:
+                length += rows.stop - rows.start
+        if decoding:
+            self.room.decoding(length, max(n_tokens, len(self.rows)))
+        else:
+            self.room.at_least(length, n_tokens)
 
     def tokens(
         self,

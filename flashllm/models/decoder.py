@@ -149,8 +149,11 @@ class DecoderModel(ApproximateFFN, ABC):
         """What a sequence of up to `n_context` tokens takes: state, tables, attention scratch."""
         return cls.state_bytes(config, n_context, dtype) + kernels.attention_bytes(n_context)
 
-    def new_state(self, n_context: int, dtype: np.dtype) -> SequenceState:
-        """An empty state for up to `n_context` tokens, and what computing with it needs."""
+    def new_state(
+        self, n_context: int, dtype: np.dtype, held: int | None = None
+    ) -> SequenceState:
+        """An empty state for up to `n_context` tokens, and what computing with it needs; at first
+        there is memory for `held` of them, for all unless said."""
         c = self.config
         self.kernels.attention_scratch(n_context)
         return KVCache(
@@ -159,6 +162,7 @@ class DecoderModel(ApproximateFFN, ABC):
             head_dim=c.head_dim,
             n_context=n_context,
             dtype=dtype,
+            held=held,
         )
 
     def forward(

@@ -51,12 +51,15 @@ class DeepSeekModel(MoEModel):
         values = config.n_layers * config.head_dim * np.dtype(dtype).itemsize
         return both - n_context * values
 
-    def new_state(self, n_context: int, dtype: np.dtype) -> LatentCache:
+    def new_state(
+        self, n_context: int, dtype: np.dtype, held: int | None = None
+    ) -> LatentCache:
         c = self.config
         self.kernels.attention_scratch(n_context)
         return LatentCache(
-            n_layers=c.n_layers, width=c.head_dim, n_context=n_context, dtype=dtype
-        )
+            n_layers=c.n_layers, n_kv_heads=1, head_dim=c.head_dim, n_context=n_context,
+            dtype=dtype, held=held,
+        )  # fmt: skip
 
     def layer_planes(self, layer: int) -> tuple[str, ...]:
         qkv, *others = super().layer_planes(layer)

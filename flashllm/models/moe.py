@@ -18,8 +18,8 @@ from ..kernels.base import ATTENTION, FFN, PREDICT
 from .decoder import n_above_zero
 from .llama import LlamaModel
 from .look_ahead import LookAhead
+from .pages import own_pages
 from .routing import route, sigmoid
-from .scratch import own_pages
 
 
 class MoEModel(LlamaModel):

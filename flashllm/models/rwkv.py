@@ -58,8 +58,10 @@ class RWKVModel(DecoderModel):
         spread = TIME_MIXES[config.version].vector_bytes(config)
         return cls.state_bytes(config, n_context, dtype) + spread
 
-    def new_state(self, n_context: int, dtype: np.dtype) -> RecurrentState:
-        """`dtype` is for what grows; a recurrent state is float32 always."""
+    def new_state(
+        self, n_context: int, dtype: np.dtype, held: int | None = None
+    ) -> RecurrentState:
+        """`dtype` and `held` are for what grows; a recurrent state is float32 always."""
         empty = TIME_MIXES[self.config.version].empty
         return RecurrentState(_state_shapes(self.config), empty=empty, capacity=n_context)
 

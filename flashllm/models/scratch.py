@@ -6,35 +6,38 @@ contiguous rows whatever the number of tokens in this chunk.
 
 from __future__ import annotations
 
-import mmap
-
 import numpy as np
 
-
-def own_pages(shape: tuple[int, ...], dtype: np.dtype, value: float = 0.0) -> np.ndarray:
-    """An array all of whose pages are charged now, not in mid-sentence, and go back to the kernel
-    when it is dropped: what malloc frees it may keep."""
-    n = int(np.prod(shape))
-    if n == 0:
-        return np.empty(shape, dtype)
-    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # or a forked child would write into ours
-    pages = mmap.mmap(-1, n * np.dtype(dtype).itemsize, flags=flags)
-    array = np.frombuffer(pages, dtype, n).reshape(shape)
-    array.fill(value)
-    return array
+from .pages import LendingRows, spare_bytes
 
 
 class Scratch:
-    """Named float32 buffers of `max_tokens` rows each."""
+    """Named float32 buffers of `max_tokens` rows each; all of them are held at first."""
 
     def __init__(self, widths: dict[str, int], max_tokens: int):
         self.max_tokens = max_tokens
         self._widths = dict(widths)
-        self._flat = {name: own_pages((n * max_tokens,), np.float32) for name, n in widths.items()}
+        self._rows = {
+            name: LendingRows(1, n * max_tokens, np.float32) for name, n in widths.items()
+        }
+        self._flat = {name: rows.array[0] for name, rows in self._rows.items()}
+        self.hold(max_tokens)
 
     @staticmethod
     def bytes_needed(widths: dict[str, int], max_tokens: int) -> int:
         return 4 * max_tokens * sum(widths.values())
+
+    def hold(self, n_tokens: int) -> None:
+        """Have memory for passes of so many tokens, and lend the rest."""
+        for name, rows in self._rows.items():
+            rows.hold(n_tokens * self._widths[name])
+
+    def spare_bytes(self, n_tokens: int) -> int:
+        """What `hold` lends."""
+        return sum(
+            spare_bytes(1, 4 * n * self.max_tokens, 4 * n * n_tokens)
+            for n in self._widths.values()
+        )
 
     @property
     def n_bytes(self) -> int:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import numpy as np
 
 from ..errors import ContextLengthError, UsageError
-from .scratch import own_pages
+from .pages import LendingRows, own_pages, spare_bytes
 
 
 class SequenceState(ABC):
@@ -56,6 +57,14 @@ class SequenceState(ABC):
     def holding(self, length: int) -> dict[str, np.ndarray]:
         """Views of what a state of `length` tokens consists of."""
 
+    @abstractmethod
+    def hold(self, n_tokens: int) -> None:
+        """Have memory for so many tokens, `length` at least, and lend that of the others."""
+
+    @abstractmethod
+    def spare_bytes(self, n_tokens: int) -> int:
+        """What `hold` lends."""
+
     def restore(self, length: int, arrays: Mapping[str, np.ndarray]) -> None:
         """Take over what `holding(length)` gave elsewhere; UsageError where it is another shape."""
         if not 0 <= length <= self.capacity:
@@ -73,17 +82,25 @@ class SequenceState(ABC):
 class KVCache(SequenceState):
     """Keys and values of every layer, [n_layers, n_kv_heads, n_context, head_dim].
 
-    A layer's heads are contiguous over positions, so that attention walks keys in order.
+    A layer's heads are contiguous over positions, so that attention walks keys in order.  At first
+    there is memory for `held` tokens, all of them unless said.
     """
 
+    n_arrays: ClassVar[int] = 2
+
     def __init__(
-        self, *, n_layers: int, n_kv_heads: int, head_dim: int, n_context: int, dtype: np.dtype
-    ):
+        self, *, n_layers: int, n_kv_heads: int, head_dim: int, n_context: int, dtype: np.dtype,
+        held: int | None = None,
+    ):  # fmt: skip
         shape = (n_layers, n_kv_heads, n_context, head_dim)
-        self.keys = own_pages(shape, dtype)
-        self.values = own_pages(shape, dtype)
+        self._rows = [
+            LendingRows(n_layers * n_kv_heads, n_context * head_dim, dtype)
+            for _ in range(self.n_arrays)
+        ]
+        self.keys, self.values = (self._rows[i].array.reshape(shape) for i in (0, -1))
         self.capacity = n_context
         self.length = 0
+        self.hold(n_context if held is None else held)
 
     @staticmethod
     def bytes_per_token(
@@ -93,7 +110,16 @@ class KVCache(SequenceState):
 
     @property
     def n_bytes(self) -> int:
-        return self.keys.nbytes + self.values.nbytes
+        return self.n_arrays * self.keys.nbytes
+
+    def hold(self, n_tokens: int) -> None:
+        for rows in self._rows:
+            rows.hold(n_tokens * self.keys.shape[-1])
+
+    def spare_bytes(self, n_tokens: int) -> int:
+        n_layers, n_heads, n_context, width = self.keys.shape
+        each = width * self.keys.itemsize
+        return self.n_arrays * spare_bytes(n_layers * n_heads, n_context * each, n_tokens * each)
 
     def write(self, layer: int, position: int, keys: np.ndarray, values: np.ndarray) -> None:
         """Store keys and values [T, n_kv_heads, head_dim] of positions position .. position+T-1."""
@@ -120,14 +146,7 @@ class KVCache(SequenceState):
 class LatentCache(KVCache):
     """One array serves as keys and as values, of one head that all query heads share."""
 
-    def __init__(self, *, n_layers: int, width: int, n_context: int, dtype: np.dtype):
-        self.keys = self.values = own_pages((n_layers, 1, n_context, width), dtype)
-        self.capacity = n_context
-        self.length = 0
-
-    @property
-    def n_bytes(self) -> int:
-        return self.keys.nbytes
+    n_arrays = 1
 
     def write(self, layer: int, position: int, keys: np.ndarray, values: np.ndarray) -> None:
         stop = position + keys.shape[0]
@@ -161,6 +180,12 @@ class RecurrentState(SequenceState):
     @property
     def n_bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
+
+    def hold(self, n_tokens: int) -> None:
+        """Nothing grows, nothing is lent."""
+
+    def spare_bytes(self, n_tokens: int) -> int:
+        return 0
 
     def make_marks(self, n: int) -> None:
         """What the state holds after the last token of a pass is the state itself."""

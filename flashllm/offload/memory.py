@@ -25,14 +25,17 @@ class StoreMemory:
     """Regions as `sizing.regions` cuts them; no stage of the ring is in use at first."""
 
     def __init__(
-        self, container, *, resident: Mapping[str, int], stage_bytes: int, ring_reserve: int,
-        demand_bytes: int, huge_pages: bool,
+        self, container, *, resident: Mapping[str, int], most: Mapping[str, int],
+        stage_bytes: int, ring_reserve: int, demand_bytes: int, huge_pages: bool,
     ):  # fmt: skip
-        sizes = regions(
-            container, resident=resident, stage_bytes=stage_bytes, ring_stages=ring_reserve,
-            demand_bytes=demand_bytes,
+        sizes, at_first = (
+            regions(container, resident=kept, stage_bytes=stage_bytes, ring_stages=stages,
+                    demand_bytes=demand_bytes)
+            for kept, stages in ((most, ring_reserve), (resident, 0))
         )  # fmt: skip
-        self.arena = Arena(sizes, huge_pages=huge_pages, reserved=_RINGS)
+        self.arena = Arena(
+            sizes, huge_pages=huge_pages, touched={k: at_first.get(k, 0) for k in sizes}
+        )
         areas = stage_areas(container, stage_bytes)
         self._ring = [(self.arena[ring].address, n) for ring, n in zip(_RINGS, areas, strict=True)]
         places = [spaced(at, n, ring_reserve).tolist() for at, n in self._ring]

@@ -66,7 +66,7 @@ class PlaneState:
         self.prefetch: Prefetch | None = None
         if sparse:
             self.last_use = np.full(source.n_frames, -1, dtype=np.int32)
-            self.prefetched = np.zeros(segment.n_slots, dtype=bool)
+            self.prefetched = np.zeros(segment.n_most, dtype=bool)
 
     # ------------------------------------------------------------------------------------ sweep
 
@@ -145,8 +145,8 @@ class PlaneState:
         return n_bytes
 
     def resize(self, n_slots: int) -> int:
-        """Use only the first `n_slots` slots, or more again, up to as many as there were at the
-        start; returns the bytes of frames that were prefetched, never used, and are now lost."""
+        """Use only the first `n_slots` slots, or more again, up to the segment's `n_most`;
+        returns the bytes of frames that were prefetched, never used, and are now lost."""
         segment, unused = self.segment, 0
         beyond = np.flatnonzero(segment.slot_frame[n_slots:] >= 0).astype(np.int32) + n_slots
         if self.sparse:
@@ -174,6 +174,7 @@ def make_states(
     arena: Arena,
     *,
     resident: Mapping[str, int],
+    most: Mapping[str, int],
     sparse: Collection[str],
     routed: Collection[str],
     policy: str,
@@ -187,15 +188,16 @@ def make_states(
     states = {}
     for index, (name, plane) in enumerate(container.planes.items()):
         source = FrameSource(plane, container.alignment)
-        n_slots, is_sparse = resident.get(name, 0), name in sparse
+        n_most, is_sparse = most.get(name, 0), name in sparse
         segment = Segment(
-            name=name, n_frames=plane.n_frames, n_slots=n_slots, slot_bytes=source.slot_bytes,
-            address=arena[f"slots of {name}"].address if n_slots else 0,
+            name=name, n_frames=plane.n_frames, n_slots=resident.get(name, 0), n_most=n_most,
+            slot_bytes=source.slot_bytes,
+            address=arena[f"slots of {name}"].address if n_most else 0,
         )  # fmt: skip
         states[name] = PlaneState(
             source, segment, index=index, stage_areas=stage_areas,
             max_gap=worthwhile_gap(curve, bytes_each=source.slot_bytes, limit=MAX_GAP),
-            sparse=is_sparse, policy=make_policy(n_slots, **policy_options) if is_sparse else None,
+            sparse=is_sparse, policy=make_policy(n_most, **policy_options) if is_sparse else None,
             mode=_first_mode(mode, is_sparse, name in routed), routed=name in routed,
         )  # fmt: skip
     return states

@@ -49,6 +49,8 @@ class WeightStore:
 
     resident        plane name -> frames kept: a fixed prefix of a dense plane; the slots of a
                     sparse one.  Planes not named keep none.
+    most            plane name -> the most that `resize` can ask for later (address space, not
+                    memory); as `resident` where not named
     curve           device curve (planner.Curve): prices reads
     sparse          planes that `acquire` serves; None: every `….ffn` beside a `….deciding` and
                     every `….experts` beside a `….router`
@@ -69,6 +71,7 @@ class WeightStore:
         storage,
         *,
         resident: Mapping[str, int],
+        most: Mapping[str, int] | None = None,
         curve: Curve,
         sparse: Collection[str] | None = None,
         policy: str = "lfu",
@@ -87,7 +90,8 @@ class WeightStore:
             raise UnknownNameError("store mode", mode, list(MODES))
         if POLICIES[policy] is Belady:
             raise UsageError("policy 'belady' needs the future: it serves simulations only")
-        for name in resident:
+        most = {**resident, **(most or {})}
+        for name in most:
             if name not in container.planes:
                 raise UnknownNameError("plane", name, list(container.planes))
         self._clock = 0  # decode steps so far
@@ -99,7 +103,7 @@ class WeightStore:
         self._open: weakref.ref | None = None  # the iterator whose lease may be out
         self._total = StepStats()
         self._memory = StoreMemory(
-            container, resident=resident, stage_bytes=stage_bytes,
+            container, resident=resident, most=most, stage_bytes=stage_bytes,
             ring_reserve=max(ring_reserve, ring_stages), demand_bytes=demand_bytes,
             huge_pages=huge_pages,
         )  # fmt: skip
@@ -117,7 +121,7 @@ class WeightStore:
         self._leases = Leases(self._picker, self._stream)
         self._count_into(StepStats())
         self._states = make_states(
-            container, self._arena, resident=resident, curve=curve, policy=policy,
+            container, self._arena, resident=resident, most=most, curve=curve, policy=policy,
             mode="cached" if self._adaptive and begin_cached else mode,
             sparse=sparse_planes(container) if sparse is None else sparse,
             routed=routed_planes(container),
@@ -150,13 +154,15 @@ class WeightStore:
         self._total.add(self._step)
         self._count_into(StepStats())
 
-    def resize(self, resident: Mapping[str, int], *, ring_stages: int) -> None:
-        """Keep so many frames of each plane from now on, at most what it had when the store was
-        made (planes not named keep none), and read ahead with so many stages.
+    def resize(
+        self, resident: Mapping[str, int], *, ring_stages: int, fill: bool = True
+    ) -> None:
+        """Keep so many frames of each plane from now on, at most what the store was made for
+        (planes not named keep none), and read ahead with so many stages.
 
         Between steps only.  What is given up leaves memory before anything is read; what is taken
-        again is filled as by `load`.  After an error of reading the store serves the next step,
-        with fewer frames kept.
+        is filled as by `load`, or by `load` where this is not to `fill`.  After an error of reading
+        the store serves the next step, with fewer frames kept.
         """
         self._alive()
         self._recover()
@@ -183,7 +189,7 @@ class WeightStore:
                 self._memory.take_slots(segment, n_slots)
                 state.resize(n_slots)
         for state in states:
-            if state.mode == "sweep":
+            if fill and state.mode == "sweep":
                 for _ in self._picker.fill_prefix(state, self._clock):
                     pass
         self._total.add(self._step)
