@@ -30,7 +30,7 @@ from .engine.totals import Totals
 from .engine.turns import Turns
 from .errors import BusyError, ClosedError, UsageError
 from .governor import Governor, Source
-from .planning import Plan, lent, replan
+from .planning import Plan, lent, needing_more, replan
 from .predictors import Predictor
 from .probe.memory import automatic_budget
 from .settings import resolve
@@ -347,23 +347,30 @@ class LLM:
         self,
         ids: Sequence[int] | np.ndarray,
         observer: Callable[[int, np.ndarray, np.ndarray], None],
-        *,
-        needs_bytes: int = 0,
     ) -> None:
         """Take `ids` in afresh; `observer(layer, x, decided)` sees every sparse FFN's input and
         deciding pre-activations (models/decoder.py says what they are), chunk by chunk.
 
-        `needs_bytes` is what the observer keeps: BudgetError when that would break the budget.
+        What it keeps of them is the caller's to `lend`.
         """
         with self._exclusive():
             self._engine.reset()
             ids = self._engine.check_ids(np.asarray(ids))
-            assembly.admit_result(self.plan, self.memory, needs_bytes)
             self.model.observer = observer
             try:
                 self._engine.prefill(ids, Totals(), cancelled=self._cancel.is_set)
             finally:
                 self.model.observer = None
+
+    @contextmanager
+    def lend(self, n_bytes: int) -> Iterator[None]:
+        """Meanwhile the caller keeps `n_bytes` of this process inside the budget: kept weights give
+        way to them, and come back.
+
+        Raises BudgetError where they do not fit above the floor.
+        """
+        with self._lent(needing_more(self._opened_plan, "lent to the caller", n_bytes)):
+            yield
 
     def save_state(self) -> Snapshot:
         """What the last sequence left in memory: a copy, to pass as `state=` or to `.save(path)`.

@@ -15,7 +15,7 @@ from flashllm import LLM
 from flashllm.conversion.enlarge import inflate
 from flashllm.engine import room as room_module
 from flashllm.engine.room import STEP, Room
-from flashllm.errors import FlashReadError
+from flashllm.errors import BudgetError, FlashReadError
 from flashllm.models.pages import PAGE, LendingRows, spare_bytes
 from flashllm.models.scratch import Scratch
 from flashllm.models.state import KVCache, LatentCache, RecurrentState
@@ -266,3 +266,18 @@ def test_nothing_is_lent_where_everything_is_kept(model):
         llm.generate(IDS, max_tokens=3, **SAMPLING)
         assert not llm.plan.lends and llm._engine.room.spare() == {}
         assert llm.plan == dataclasses.replace(llm._opened_plan)
+
+
+def test_what_the_caller_borrows_is_a_line_of_the_plan_and_comes_back(model):
+    with tight(model) as llm:
+        want = llm.generate(IDS, max_tokens=8, **SAMPLING).tokens
+        before = llm.plan
+        with llm.lend(3 * MIB):
+            assert llm.plan.ledger["lent to the caller"] >= 3 * MIB
+            assert kept(llm.plan) < kept(before) - 2 * MIB
+            assert llm.generate(IDS, max_tokens=8, **SAMPLING).tokens == want
+        assert llm.plan.resident == before.resident
+        with pytest.raises(BudgetError), llm.lend(2**30):
+            raise AssertionError("lent a GiB")
+        assert llm.plan.resident == before.resident
+        assert llm.plan.ledger.lines() == before.ledger.lines()

@@ -11,6 +11,7 @@ from flashllm.cli.main import main
 from flashllm.conversion.relayout import relayout
 from flashllm.errors import UnsupportedError, UsageError
 from flashllm.tracing import read_trace
+from flashllm.tracing.writer import COMPRESSOR_BYTES
 
 from . import tiny
 
@@ -56,6 +57,15 @@ def test_what_is_recorded_is_what_the_step_counts(model, tmp_path):
         counts = [s["n"] for s in seen if s["layer"] == layer]
         assert trace.bits(i).sum(axis=1).tolist() == counts
     assert {s["shape"][0][0] for s in seen} == {1}
+
+
+def test_what_waits_to_be_written_is_lent_by_the_engine(model, tmp_path):
+    lines = []
+    with LLM(str(model), n_context=32) as llm:
+        record(llm, TEXT, tmp_path / "t.fltrace", n_tokens=40, text_name="t",
+               progress=lambda *_: lines.append(llm.plan.ledger.lines()))  # fmt: skip
+        assert "lent to the caller" not in llm.plan.ledger.lines()
+    assert lines and all(line["lent to the caller"] >= COMPRESSOR_BYTES for line in lines)
 
 
 def test_the_verb_writes_a_trace_and_its_card(model, tmp_path, capsys):

@@ -59,10 +59,11 @@ def calibrate(
         bins = ((np.log2(magnitude, out=magnitude) - LOWEST) * PER_OCTAVE).astype(np.int64)
         counts[layer] += np.bincount(np.minimum(bins, N_BINS - 1).ravel(), minlength=N_BINS)
 
-    n_done = observe_text(
-        llm, text, count, n_tokens=n_tokens, window=window,
-        needs_bytes=sum(c.nbytes for c in counts.values()), label="density", progress=progress,
-    )  # fmt: skip
+    with llm.lend(sum(c.nbytes for c in counts.values())):
+        n_done = observe_text(
+            llm, text, count, n_tokens=n_tokens, window=window, label="density",
+            progress=progress,
+        )  # fmt: skip
     return Magnitudes(
         llm.container.digest, hashlib.sha256(text.encode()).hexdigest(), n_done, densities,
         {layer: tuple(threshold(counts[layer], d) for d in densities) for layer in layers},

@@ -65,18 +65,19 @@ def record(
     """
     numbers, layers = traced_layers(llm)
     place = {layer: i for i, layer in enumerate(numbers)}
-    with TraceWriter(
+    writer = TraceWriter(
         out,
         model=llm.container.digest,
         family=llm.container.family,
         text=hashlib.sha256(text.encode()).hexdigest(),
         text_name=text_name,
         layers=layers,
-    ) as writer:
+    )
+    with writer, llm.lend(writer.n_bytes):
         n_done = observe_text(
             llm, text, lambda layer, _, decided: writer.add(place[layer], decided),
-            n_tokens=n_tokens, window=window, needs_bytes=writer.n_bytes, label="trace",
-            progress=progress, begin_context=writer.begin_context,
+            n_tokens=n_tokens, window=window, label="trace", progress=progress,
+            begin_context=writer.begin_context,
         )  # fmt: skip
         writer.commit()
     return n_done
@@ -89,7 +90,6 @@ def observe_text(
     *,
     n_tokens: int,
     window: int | None,
-    needs_bytes: int,
     label: str,
     progress: Callable[[int, int, str], None] | None = None,
     begin_context: Callable[[], None] = lambda: None,
@@ -101,7 +101,7 @@ def observe_text(
     n_done = 0
     for ids in first_tokens(windows(llm, text, window=window), n_tokens):
         begin_context()
-        llm.observe(ids, observer, needs_bytes=needs_bytes)
+        llm.observe(ids, observer)
         n_done += len(ids)
         if progress is not None:
             progress(n_done, n_tokens, label)
