@@ -16,7 +16,7 @@ from .rwkv_models import exported, official, written
 from .tiny import container
 
 PROMPT, MORE = [5, 17, 3, 42, 8], [9, 30, 11]
-SETTINGS = {"ram_budget": "300MiB"}
+SETTINGS = {"ram_budget": "1GiB"}  # of this process too, which has run many tests
 
 
 @pytest.fixture(scope="module", params=["llama-relu", "opt", "4", "5.2", "6", "7"])
