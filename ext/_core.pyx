@@ -6,7 +6,7 @@ format, no allocation here.  Sections: arrays, checksums, kernels, reading; each
 
 from cpython.buffer cimport PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBuffer_Release, PyObject_GetBuffer
 from libc.errno cimport ENOMEM
-from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, realloc
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
@@ -142,7 +142,8 @@ cdef extern from "fl_kernels.h" nogil:
                     int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half)
     void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
                         int64_t n, float *out)
-    int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out)
+    int64_t fl_op_active_ids(const float *pre, const float *cut, int64_t n_tokens, int64_t n,
+                             int32_t *out)
     ctypedef enum fl_share:
         FL_SHARE_NOW
     ctypedef struct fl_rwkv4:
@@ -220,21 +221,16 @@ cdef extern from "fl_kernels.h" nogil:
         float *pre
         float *up
         float *y
-    ctypedef struct fl_decided:
-        fl_neurons neurons
-        const fl_items *items
-        const fl_piece *deciding
-        const float *bias
-        float *decided
-        int64_t n_decided
-        int32_t *active
-    fl_kernel_status fl_op_decided(const fl_engine *e, const fl_decided *d, int64_t *n_added)
 
 cdef extern from "fl_calls.h" nogil:
     ctypedef enum fl_call_kind:
         FL_CALL_PREPARE
         FL_CALL_LINEAR
         FL_CALL_NEURONS
+        FL_CALL_ACCUMULATE
+        FL_CALL_LOW_BIT
+        FL_CALL_ABOVE
+        FL_CALL_DECIDED
         FL_CALL_RMS_NORM
         FL_CALL_LAYER_NORM
         FL_CALL_ADD_RMS_NORM
@@ -251,6 +247,39 @@ cdef extern from "fl_calls.h" nogil:
         fl_items items
         float *out
         int64_t out_stride
+    ctypedef struct fl_accumulate_call:
+        const float *coef
+        int64_t coef_stride, n_tokens
+        fl_piece piece
+        fl_items items
+        float *y
+        int64_t y_stride
+    ctypedef struct fl_low_bit_call:
+        fl_acts acts
+        const uint8_t *rows
+        int64_t n_rows, n_planes
+        float *out
+    ctypedef struct fl_above_call:
+        const float *values
+        const float *cut
+        int64_t n
+        int32_t *ids
+        int64_t *count
+    ctypedef struct fl_decided_call:
+        fl_acts acts
+        fl_piece deciding, second, down
+        int has_deciding, has_second
+        fl_items items
+        const int64_t *count
+        fl_activation kind
+        const float *bias
+        float *decided
+        int64_t n_decided
+        float *pre
+        float *up
+        float *y
+        int32_t *active
+        int64_t *added
     ctypedef struct fl_neurons_call:
         fl_acts acts
         fl_piece first, second, down
@@ -281,6 +310,10 @@ cdef extern from "fl_calls.h" nogil:
         int phase
         fl_linear_call linear
         fl_neurons_call neurons
+        fl_accumulate_call sums
+        fl_low_bit_call bits
+        fl_above_call above
+        fl_decided_call decided
         fl_norm_call norm
         fl_attend_call attend
         fl_vector_call vector
@@ -507,29 +540,31 @@ cdef class NativeKernels:
     def low_bit(self, const float[:, ::1] x not None, const uint8_t[::1] q not None,
                 int64_t q_stride, const float[::1] scales not None, int64_t scale_stride,
                 const uint8_t[:, ::1] rows not None, int64_t n_planes, float[::1] out not None):
-        self.only_now()
-        cdef fl_acts acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
-        cdef int64_t started = now_ns()
-        with nogil:
-            fl_op_low_bit(&self.engine, &acts, &rows[0, 0], rows.shape[0], n_planes, &out[0])
-        self.clock.add(started)
+        cdef fl_call call
+        call.kind = FL_CALL_LOW_BIT
+        call.bits.acts = acts_of(&self.engine, x, q, q_stride, scales, scale_stride)
+        call.bits.rows, call.bits.n_rows = &rows[0, 0], rows.shape[0]
+        call.bits.n_planes, call.bits.out = n_planes, &out[0]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (x.base, q.base, scales.base, rows.base, out.base)
 
     def accumulate(self, const float[:, ::1] coef not None, tuple piece not None,
                    const uint64_t[::1] addresses not None, const int32_t[::1] ids, int64_t start,
                    int64_t n, float[:, ::1] y not None):
-        self.only_now()
-        cdef fl_piece p = piece_of(piece)
         cdef const int32_t *listed = NULL
+        cdef fl_call call
+        call.kind = FL_CALL_ACCUMULATE
         if ids is not None:
             listed = &ids[0]
-        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
-        cdef fl_kernel_status status
-        cdef int64_t started = now_ns()
-        with nogil:
-            status = fl_op_accumulate(&self.engine, &coef[0, 0], coef.shape[1], coef.shape[0], &p,
-                                      &items, &y[0, 0], y.shape[1])
-        self.clock.add(started)
-        self.check(status)
+            self.only_now()  # the ids of this token alone
+        call.sums.coef, call.sums.coef_stride = &coef[0, 0], coef.shape[1]
+        call.sums.n_tokens, call.sums.piece = coef.shape[0], piece_of(piece)
+        call.sums.items = fl_items(&addresses[0], addresses.shape[0], listed, start, n)
+        call.sums.y, call.sums.y_stride = &y[0, 0], y.shape[1]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (coef.base, addresses.base, y.base)
 
     def neurons(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
                 const float[::1] scales not None, int64_t scale_stride, tuple first, tuple second,
@@ -562,41 +597,51 @@ cdef class NativeKernels:
             self.recording.kept += (q.base, scales.base, addresses.base, pre.base, y.base)
             self.recording.kept += (None if x is None else x.base, None if up is None else up.base)
 
+    def above(self, const float[:, ::1] values not None, const float[::1] cut,
+              int32_t[::1] ids not None, int64_t[::1] count not None):
+        cdef fl_call call
+        call.kind = FL_CALL_ABOVE
+        call.above.values, call.above.n = &values[0, 0], values.shape[1]
+        call.above.cut, call.above.ids, call.above.count = values_of(cut), &ids[0], &count[0]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (values.base, ids.base, count.base)
+            self.recording.kept.append(None if cut is None else cut.base)
+
     def decided(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
-                const float[::1] scales not None, int64_t scale_stride, tuple deciding, tuple second,
-                tuple down not None, const uint64_t[::1] addresses not None,
-                const int32_t[::1] ids not None, int kind, float[:, ::1] decided not None,
-                const float[::1] bias, float[:, ::1] pre not None, float[:, ::1] up,
-                int32_t[::1] active not None, float[:, ::1] y not None):
-        self.only_now()
-        cdef fl_acts acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride, NULL)
-        cdef fl_items items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
-        cdef fl_piece pieces[3]
-        cdef fl_decided d
-        cdef int64_t n_added
+                const float[::1] scales not None, int64_t scale_stride, tuple deciding,
+                tuple second, tuple down not None, const uint64_t[::1] addresses not None,
+                const int32_t[::1] ids not None, const int64_t[::1] count not None, int kind,
+                float[:, ::1] decided not None, const float[::1] bias, float[:, ::1] pre not None,
+                float[:, ::1] up, int32_t[::1] active not None, float[:, ::1] y not None,
+                int64_t[::1] added not None, bint counted):
+        """Of `ids` the first count[0]; `counted`: by a call that a repetition makes as well."""
+        cdef fl_call call
+        if not counted:
+            self.only_now()
+        call.kind = FL_CALL_DECIDED
+        call.decided.acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride, NULL)
         if x is not None:
-            acts.x, acts.n_cols = &x[0, 0], x.shape[1]
-        d.deciding = d.neurons.second = NULL
+            call.decided.acts.x, call.decided.acts.n_cols = &x[0, 0], x.shape[1]
+        call.decided.has_deciding, call.decided.has_second = deciding is not None, second is not None
         if deciding is not None:
-            pieces[0] = piece_of(deciding)
-            d.deciding = &pieces[0]
+            call.decided.deciding = piece_of(deciding)
         if second is not None:
-            pieces[1] = piece_of(second)
-            d.neurons.second = &pieces[1]
-        pieces[2] = piece_of(down)
-        d.neurons.acts, d.neurons.down = &acts, &pieces[2]
-        d.neurons.kind, d.items, d.bias = <fl_activation>kind, &items, values_of(bias)
-        d.neurons.pre, d.neurons.y, d.neurons.up = &pre[0, 0], &y[0, 0], NULL
+            call.decided.second = piece_of(second)
+        call.decided.down, call.decided.kind = piece_of(down), <fl_activation>kind
+        call.decided.items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
+        call.decided.count, call.decided.bias = &count[0], values_of(bias)
+        call.decided.decided, call.decided.n_decided = &decided[0, 0], decided.shape[1]
+        call.decided.pre, call.decided.y, call.decided.up = &pre[0, 0], &y[0, 0], NULL
         if up is not None:
-            d.neurons.up = &up[0, 0]
-        d.decided, d.n_decided, d.active = &decided[0, 0], decided.shape[1], &active[0]
-        cdef fl_kernel_status status
-        cdef int64_t started = now_ns()
-        with nogil:
-            status = fl_op_decided(&self.engine, &d, &n_added)
-        self.clock.add(started)
-        self.check(status)
-        return n_added
+            call.decided.up = &up[0, 0]
+        call.decided.active, call.decided.added = &active[0], &added[0]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (q.base, scales.base, addresses.base, ids.base, count.base)
+            self.recording.kept += (decided.base, pre.base, active.base, y.base, added.base)
+            self.recording.kept += (None if x is None else x.base, None if up is None else up.base,
+                                    None if bias is None else bias.base)
 
     def linear(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
                float[::1] scales not None, int64_t scale_stride, bint quantised,
@@ -802,7 +847,7 @@ cdef class NativeKernels:
         cdef int64_t found
         cdef int64_t started = now_ns()
         with nogil:
-            found = fl_op_active_ids(&pre[0, 0], pre.shape[0], pre.shape[1], &out[0])
+            found = fl_op_active_ids(&pre[0, 0], NULL, pre.shape[0], pre.shape[1], &out[0])
         self.clock.add(started)
         return found
 
@@ -893,6 +938,36 @@ cdef extern from "fl_frames.h" nogil:
     void *fl_frames_scatter(const fl_frames *t, const fl_scatter *s, fl_batch *batch,
                             int *refused)
 
+cdef extern from "fl_slots.h" nogil:
+    ctypedef struct fl_slots:
+        size_t n_frames, n_most
+        int32_t *frame_slot
+        int32_t *last_use
+        uint64_t *addresses
+        int32_t *slot_frame
+        const uint64_t *slot_address
+        int16_t *pins
+        uint8_t *prefetched
+        double *heat
+    ctypedef struct fl_take:
+        const int32_t *frames
+        size_t n, n_slots, n_used
+        double worth
+        int32_t clock
+        int admit
+        int32_t *hits
+        int32_t *missing
+        int32_t *placed
+        int32_t *unused
+        uint64_t *targets
+        size_t n_hits, n_missing, n_placed, n_unused, n_evicted
+        int32_t *scratch
+    enum:
+        FL_LOADING
+    int fl_slots_take(const fl_slots *s, fl_take *t)
+    int fl_slots_end(const fl_slots *s, const int32_t *hits, size_t n_hits,
+                     const int32_t *placed, size_t n_placed)
+
 READ_DIRECT, READ_PREAD, READ_MMAP = FL_DIRECT, FL_PREAD, FL_MMAP
 
 _FAILURES = {
@@ -972,6 +1047,62 @@ cdef class FrameTables:
         if n < 0:
             raise ValueError("the frames are no rows of the tables")
         return n
+
+
+@cython.no_gc
+cdef class SlotTables:
+    """A sparse plane's tables (cache/segment.py, offload/state.py; `heat`: cache/policies/lfu.py),
+    looked at once; they stay the caller's and must not be replaced.  See fl_slots.h."""
+    cdef fl_slots c
+    cdef tuple _kept  # keeps the memory
+
+    def __cinit__(self, int32_t[::1] frame_slot, int32_t[::1] last_use, uint64_t[::1] addresses,
+                  int32_t[::1] slot_frame, const uint64_t[::1] slot_address, int16_t[::1] pins,
+                  uint8_t[::1] prefetched, double[::1] heat):
+        cdef size_t n_frames = frame_slot.shape[0], n_most = slot_frame.shape[0]
+        if (not n_frames or not n_most or <size_t>last_use.shape[0] != n_frames
+                or <size_t>addresses.shape[0] != n_frames
+                or <size_t>slot_address.shape[0] != n_most or <size_t>pins.shape[0] != n_most
+                or <size_t>prefetched.shape[0] != n_most or <size_t>heat.shape[0] != n_most):
+            raise ValueError("the tables do not fit each other")
+        self._kept = (frame_slot, last_use, addresses, slot_frame, slot_address, pins, prefetched,
+                      heat)
+        self.c = fl_slots(n_frames, n_most, &frame_slot[0], &last_use[0], &addresses[0],
+                          &slot_frame[0], &slot_address[0], &pins[0], &prefetched[0], &heat[0])
+
+    def take(self, const int32_t[::1] frames, int64_t n_slots, int64_t n_used, double worth,
+             int32_t clock, bint admit, int32_t[:, ::1] answer, uint64_t[::1] targets,
+             int32_t[::1] scratch):
+        """Hits, missing, placed and unused into the rows of `answer`; (how many of each, how many
+        were evicted).  ValueError for frames that are no ascending rows or are being read."""
+        cdef fl_take t
+        cdef size_t n = frames.shape[0]
+        cdef int status
+        if not 0 <= n_used <= n_slots <= <int64_t>self.c.n_most:
+            raise ValueError("more slots than there are")
+        if answer.shape[0] != 4 or <size_t>answer.shape[1] < n or <size_t>targets.shape[0] < n:
+            raise ValueError("no room for the answer")
+        if <size_t>scratch.shape[0] < n or <size_t>scratch.shape[0] < self.c.n_most:
+            raise ValueError("no room to work in")
+        if n == 0:
+            return 0, 0, 0, 0, 0
+        t.frames, t.n, t.n_slots, t.n_used = &frames[0], n, n_slots, n_used
+        t.worth, t.clock, t.admit = worth, clock, admit
+        t.hits, t.missing, t.placed, t.unused = (&answer[0, 0], &answer[1, 0], &answer[2, 0],
+                                                 &answer[3, 0])
+        t.targets, t.scratch = &targets[0], &scratch[0]
+        status = fl_slots_take(&self.c, &t)
+        if status:
+            raise ValueError("a frame is on its way into its slot" if status == FL_LOADING else
+                             "the frames are no ascending rows of the tables")
+        return t.n_hits, t.n_missing, t.n_placed, t.n_unused, t.n_evicted
+
+    def end(self, const int32_t[::1] hits, const int32_t[::1] placed):
+        """Take a pin from each of these slots; False, and nothing is changed, where one has none or
+        a frame placed has not arrived."""
+        cdef size_t n_hits = hits.shape[0], n_placed = placed.shape[0]
+        return fl_slots_end(&self.c, &hits[0] if n_hits else NULL, n_hits,
+                            &placed[0] if n_placed else NULL, n_placed) == 0
 
 
 @cython.no_gc

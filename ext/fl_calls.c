@@ -11,6 +11,19 @@ static fl_kernel_status neurons(const fl_engine *e, const fl_neurons_call *c)
     return fl_op_neurons(e, &n);
 }
 
+static fl_kernel_status decided(const fl_engine *e, const fl_decided_call *c)
+{
+    fl_items items = c->items;
+    const fl_decided d = {{&c->acts, NULL, c->has_second ? &c->second : NULL, &c->down, NULL, c->kind,
+                           c->pre, c->up, c->y},
+                          &items, c->has_deciding ? &c->deciding : NULL, c->bias, c->decided,
+                          c->n_decided, c->active};
+
+    if (*c->count < 0 || *c->count > items.n) return FL_OUT_OF_RANGE;
+    items.n = *c->count;
+    return fl_op_decided(e, &d, c->added);
+}
+
 static fl_kernel_status attend(const fl_engine *e, const fl_attend_call *c, int64_t position)
 {
     fl_token t = c->token;
@@ -28,6 +41,9 @@ static fl_kernel_status attend(const fl_engine *e, const fl_attend_call *c, int6
 fl_kernel_status fl_make_call(const fl_engine *e, const fl_call *call, int64_t position)
 {
     const fl_linear_call *l = &call->linear;
+    const fl_accumulate_call *a = &call->sums;
+    const fl_low_bit_call *b = &call->bits;
+    const fl_above_call *o = &call->above;
     const fl_norm_call *n = &call->norm;
     const fl_vector_call *v = &call->vector;
 
@@ -41,6 +57,17 @@ fl_kernel_status fl_make_call(const fl_engine *e, const fl_call *call, int64_t p
                             l->out, l->out_stride);
     case FL_CALL_NEURONS:
         return neurons(e, &call->neurons);
+    case FL_CALL_ACCUMULATE:
+        return fl_op_accumulate(e, a->coef, a->coef_stride, a->n_tokens, &a->piece, &a->items, a->y,
+                                a->y_stride);
+    case FL_CALL_LOW_BIT:
+        fl_op_low_bit(e, &b->acts, b->rows, b->n_rows, b->n_planes, b->out);
+        break;
+    case FL_CALL_ABOVE:
+        *o->count = fl_op_active_ids(o->values, o->cut, 1, o->n, o->ids);
+        break;
+    case FL_CALL_DECIDED:
+        return decided(e, &call->decided);
     case FL_CALL_RMS_NORM:
         fl_op_rms_norm(e, n->x, n->weight, n->n_rows, n->n, n->eps, n->out);
         break;

@@ -11,6 +11,10 @@ typedef enum {
     FL_CALL_PREPARE,
     FL_CALL_LINEAR,
     FL_CALL_NEURONS,
+    FL_CALL_ACCUMULATE,
+    FL_CALL_LOW_BIT,
+    FL_CALL_ABOVE,
+    FL_CALL_DECIDED,
     FL_CALL_RMS_NORM,
     FL_CALL_LAYER_NORM,
     FL_CALL_ADD_RMS_NORM,
@@ -41,6 +45,45 @@ typedef struct {
     float *pre, *up, *y;
 } fl_neurons_call;
 
+typedef struct {
+    const float *coef;
+    int64_t coef_stride, n_tokens;
+    fl_piece piece;
+    fl_items items;
+    float *y;
+    int64_t y_stride;
+} fl_accumulate_call;
+
+typedef struct {
+    fl_acts acts;
+    const uint8_t *rows;
+    int64_t n_rows, n_planes;
+    float *out;
+} fl_low_bit_call;
+
+typedef struct {
+    const float *values, *cut;
+    int64_t n;
+    int32_t *ids;
+    int64_t *count;
+} fl_above_call;
+
+/* Of `items` the first *count, which a call before has put there; *added of them are added. */
+typedef struct {
+    fl_acts acts;
+    fl_piece deciding, second, down;
+    int has_deciding, has_second;
+    fl_items items;
+    const int64_t *count;
+    fl_activation kind;
+    const float *bias;
+    float *decided;
+    int64_t n_decided;
+    float *pre, *up, *y;
+    int32_t *active;
+    int64_t *added;
+} fl_decided_call;
+
 /* x is written by ADD_RMS_NORM only. */
 typedef struct {
     float *x;
@@ -70,6 +113,10 @@ typedef struct {
     union {
         fl_linear_call linear;
         fl_neurons_call neurons;
+        fl_accumulate_call sums;
+        fl_low_bit_call bits;
+        fl_above_call above;
+        fl_decided_call decided;
         fl_norm_call norm;
         fl_attend_call attend;
         fl_vector_call vector;

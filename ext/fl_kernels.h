@@ -187,7 +187,9 @@ void fl_op_rope(const fl_engine *e, float *x, const float *cosines, const float 
                 int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half);
 void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
                     int64_t n, float *out);
-int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out);
+/* The i, ascending, with pre[i] > cut[i], or > 0 without a cut, for any token; how many. */
+int64_t fl_op_active_ids(const float *pre, const float *cut, int64_t n_tokens, int64_t n,
+                         int32_t *out);
 
 typedef struct {
     const float *q;       /* [n_tokens, n_heads, head_dim] */

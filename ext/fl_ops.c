@@ -315,7 +315,8 @@ void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, co
     fl_pool_run(e->pool, activate_part, &j, j.parts);
 }
 
-int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t *out)
+int64_t fl_op_active_ids(const float *pre, const float *cut, int64_t n_tokens, int64_t n,
+                         int32_t *out)
 {
     enum { BLOCK = 256 }; /* flags of one block stay in registers and L1 */
     int64_t found = 0;
@@ -324,7 +325,8 @@ int64_t fl_op_active_ids(const float *pre, int64_t n_tokens, int64_t n, int32_t 
         uint8_t active[BLOCK] = {0};
         for (int64_t t = 0; t < n_tokens; t++) {
             const float *row = pre + t * n + first;
-            for (int64_t i = 0; i < width; i++) active[i] |= row[i] > 0;
+            for (int64_t i = 0; i < width; i++)
+                active[i] |= row[i] > (cut ? cut[first + i] : 0.0f);
         }
         for (int64_t i = 0; i < width; i++)
             if (active[i]) out[found++] = (int32_t)(first + i);

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 
 from flashllm import LLM, assembly, convert
+from flashllm.models.repeats import Repeats
 from flashllm.offload import WeightStore
 from flashllm.units import KIB
 
@@ -51,3 +52,13 @@ def opened(
         patch.setattr(assembly.opening, "lending", lambda plan, *_: plan)  # it would keep more
         patch.setattr(assembly.opening, "WeightStore", Store)
         return LLM(str(path), **{"debug": True, **settings})
+
+
+def nothing_recorded(monkeypatch) -> None:
+    """Every token goes through the interpreter, each layer as if weights could be missing."""
+
+    def plainly(self, model, state, key, parts, live):
+        for part in parts(plainly=True):
+            part.run(model, state=state)
+
+    monkeypatch.setattr(Repeats, "run", plainly)

@@ -34,10 +34,20 @@ class Break:
 
 BREAKS = {
     "drop a pin": Break(
-        "flashllm/offload/pick.py", "segment.pin(hits)", "pass", ("test_offload_store.py",)
+        "ext/fl_slots.c", "s->pins[slot]++;", ";",
+        ("test_offload_store.py", "test_offload_taking.py"),
+    ),
+    "evict the hottest": Break(
+        "ext/fl_slots.c", "by->heat[a] > by->heat[b]", "by->heat[a] < by->heat[b]",
+        ("test_offload_taking.py",),
+    ),
+    "dot with what was prepared before": Break(
+        "flashllm/models/approximate.py",
+        "self.kernels.prepared(self.activations, x, self._deciding_view(layer))", "pass",
+        ("test_approximate.py",),
     ),
     "leak a slot": Break(
-        "flashllm/offload/pick.py", "segment.abandon(placed[~arrived])",
+        "flashllm/offload/taking.py", "segment.abandon(placed[~arrived])",
         "segment.unpin(placed[~arrived])", ("test_offload_faults.py",),
     ),
     "skip a checksum": Break(

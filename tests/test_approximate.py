@@ -40,11 +40,15 @@ from flashllm.probe.curve import DEFAULT_CURVE
 from flashllm.units import MIB
 
 from . import tiny
-from .forced import opened
+from .forced import nothing_recorded, opened
 from .tiny import GOLDEN
 
 IDS = [3, 17, 40, 8, 8, 22, 61]
 N_TOKENS = 18
+COUNTED = (
+    "active_bundles", "all_bundles", "predicted_bundles", "wasted_rows", "recall", "precision",
+    "density", "hits", "misses",
+)  # fmt: skip
 KINDS = {
     "gated apart": ("llama-relu-biases", "split"),
     "gated bundled": ("llama-relu-biases", "all"),
@@ -273,6 +277,40 @@ def fitted(path: str, digest: str, layers: list[int], n: int, hidden: int) -> No
             model=digest, hidden_size=hidden, text="cd" * 32, text_name="t", n_tokens=100,
             recalls=(0.5, 0.9), layers=tuple(layer for layer, _ in made),
         ), numbers)  # fmt: skip
+
+
+@pytest.mark.parametrize("bundle", ["all", "split"])
+@pytest.mark.parametrize("share", [1.0, 0.4])
+@pytest.mark.parametrize("mode", ["approx", "exact"])
+@pytest.mark.parametrize("audit", [0, 3])
+def test_repeated_tokens_say_and_count_the_same(
+    tmp_path, monkeypatch, bundle, share, mode, audit
+):
+    """With the FFNs recorded, where they are operators alone, and through the interpreter."""
+    path = str(tmp_path / "m.flash")
+    relayout(tiny.container(tmp_path, "llama-relu"), path, bundle=bundle, per_frame=3)
+    with open_container(path) as container:
+        digest, config = container.digest, container.config
+    n_layers = config["n_layers"]
+    fitted(path, digest, range(n_layers), config["intermediate_size"], config["hidden_size"])
+    how = {"ram_budget": "1GiB", "mode": mode, "audit": audit, "debug": True}
+    how |= {"recall": 0.9} if mode == "approx" else {}
+    how["store"] = {"mode": "cached"}  # otherwise measured times decide what is kept, thus hits
+    found = []
+    for plainly in (False, True):
+        with monkeypatch.context() as patch, opened(path, patch, share=share, **how) as llm:
+            if plainly:
+                nothing_recorded(patch)
+            result = llm.generate(IDS, max_tokens=9, temperature=0, ignore_eos=True, logprobs=5)
+            counted = {name: result.flash[name] for name in COUNTED}
+            found.append((result.tokens, result.logprobs, counted))
+            n_repeated = llm.model.repeats.n_recorded
+            whole = len(llm.model._whole_layers)
+        nothing = share < 1 and mode == "exact"  # all of it streams
+        assert (n_repeated == 0) == (plainly or nothing)
+        operators = share == 1 and (bundle == "all") == (mode == "approx")
+        assert plainly or whole == n_layers * operators
+    assert found[0] == found[1] and counted["active_bundles"] > 0
 
 
 def test_a_fit_beside_the_container_is_used(tmp_path, capsys):

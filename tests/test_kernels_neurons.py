@@ -153,7 +153,9 @@ def test_refusals(kernels):
 SOME = np.array([0, 1, 2, 5, 17, 18, 40, 59, 60], np.int32)
 
 
-def decide(ks, bundles, *, decides, gated, bias, ids=SOME, n_room=None, kind="relu2", call=None):
+def decide(
+    ks, bundles, *, decides, gated, bias, ids=SOME, n_room=None, kind="relu2", call=None, count=None
+):
     """(y, decided, how many were added) of one token."""
     first, second, down = bundles.pieces
     acts = ks.activations(1, N_COLS)
@@ -161,12 +163,13 @@ def decide(ks, bundles, *, decides, gated, bias, ids=SOME, n_room=None, kind="re
     decided, y = normal((1, N_ITEMS), 8), normal((1, N_COLS), 9)
     n = max(1, len(ids)) if n_room is None else n_room
     room = np.empty((1, n), np.float32), np.empty((1, n), np.float32), np.empty(n, np.int32)
-    found = (call or ks.add_decided)(
+    added = np.full(1, -1, np.int64)
+    (call or ks.add_decided)(
         acts, bundles.addresses, (first if decides else None, second if gated else None, down), ids,
         kind, decided, normal((N_ITEMS,), 6) * 30 if bias else None,
-        (room[0], room[1] if gated else None, room[2]), y,
+        (room[0], room[1] if gated else None, room[2]), y, added, count=count,
     )  # fmt: skip
-    return y, decided, found
+    return y, decided, int(added[0])
 
 
 @pytest.mark.parametrize("decides, bias", [(True, True), (True, False), (False, False)])
@@ -176,9 +179,10 @@ def test_decided_neurons_in_one_call(kernels, weight_type, gated, decides, bias)
     bundles = Bundles([weight_type] * 3)
     how = {"decides": decides, "gated": gated, "bias": bias}
 
-    def slow(acts, addresses, pieces, ids, kind, decided, bias, room, y):
-        return KernelSet._add_decided(
-            kernels, acts, addresses, pieces, ids, kind, decided, bias, *room, y
+    def slow(acts, addresses, pieces, ids, kind, decided, bias, room, y, added, count):
+        added[0] = 0
+        KernelSet._add_decided(
+            kernels, acts, addresses, pieces, ids, count, kind, decided, bias, *room, y, added
         )
 
     for ids in (SOME, np.arange(N_ITEMS, dtype=np.int32), SOME[:1]):
@@ -190,6 +194,10 @@ def test_decided_neurons_in_one_call(kernels, weight_type, gated, decides, bias)
             assert fast[2] == (fast[1][0, ids] > 0).sum() and (len(ids) < 9 or fast[2] < len(ids))
         else:
             assert fast[2] == len(ids)
+        for n in (0, 1, len(ids)):  # of which the first n are meant
+            counted = decide(kernels, bundles, ids=ids, count=np.array([n]), **how)
+            listed = decide(kernels, bundles, ids=ids[:n], **how)
+            assert same_bits(counted[0], listed[0]) and counted[2] == listed[2]
     nothing = decide(kernels, bundles, ids=SOME[:0], **how)
     assert nothing[2] == 0 and same_bits(nothing[0], normal((1, N_COLS), 9))
 
@@ -204,9 +212,40 @@ def test_what_add_decided_refuses(kernels):
         decide(kernels, bundles, **how, n_room=len(SOME) - 1)
     with pytest.raises(UsageError, match="ids"):
         decide(kernels, bundles, **how, ids=SOME.astype(np.int64))
+    for n in (-1, len(SOME) + 1):
+        with pytest.raises(KernelError):
+            decide(kernels, bundles, **how, count=np.array([n]))
+    with pytest.raises(UsageError, match="count"):
+        decide(kernels, bundles, **how, count=np.array([1], np.int32))
     with pytest.raises(UnknownNameError):
         decide(kernels, bundles, **how, kind="step")
     bundles.addresses[SOME[-1] // 3] = 0
     for decides in (True, False):
         with pytest.raises(KernelError):
             decide(kernels, bundles, **{**how, "decides": decides}, kind="silu")
+
+
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 1000])
+@pytest.mark.parametrize("cut", ["zero", "each", "infinite"])
+def test_above(kernels, n, cut):
+    values, limits = normal((1, n), 3), None
+    values[0, ::3] = 0.0
+    if cut != "zero":
+        limits = normal((n,), 4)
+        limits[::5] = values[0, ::5]  # an equal value is not above
+        if cut == "infinite":
+            limits[1::5], limits[2::5] = np.inf, -np.inf
+    ids, count = np.full(n, -7, np.int32), np.full(1, -7, np.int64)
+    kernels.above(values, limits, ids, count)
+    truth = np.flatnonzero(values[0] > (0 if limits is None else limits))
+    assert count[0] == len(truth) and np.array_equal(ids[: len(truth)], truth)
+
+
+def test_what_above_refuses(kernels):
+    values, ids, count = normal((1, 8), 3), np.zeros(8, np.int32), np.zeros(1, np.int64)
+    for bad in (
+        (values.astype(np.float64), None, ids, count), (values, normal((7,), 1), ids, count),
+        (values, None, ids[:7], count), (values, None, ids, np.zeros(2, np.int64)),
+    ):  # fmt: skip
+        with pytest.raises(UsageError):
+            kernels.above(*bad)

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from flashllm.cache import Segment
 from flashllm.codecs.zstd import ZstdDecoder
 from flashllm.errors import ChecksumError, CodecError, FlashReadError, UnsupportedError
-from flashllm.offload.pick import Picker
+from flashllm.offload.taking import Taker
 from flashllm.storage.base import Storage, Ticket
 from flashllm.storage.wrappers import FaultyStorage, SlowStorage
 
@@ -236,7 +237,7 @@ def test_an_exception_in_the_model(tmp_path, mode):
 def test_interrupted_between_pin_and_lease(tmp_path, monkeypatch):
     """The worst place: slots are placed and pinned and nobody owns them yet."""
     model = Model(tmp_path / "m.flash")
-    store = model.store(model.share(0.3), mode="cached")
+    store = model.store(model.share(0.3), mode="cached", policy="lru")
     rng = np.random.default_rng(7)
     place = Segment.place
 
@@ -254,11 +255,33 @@ def test_interrupted_between_pin_and_lease(tmp_path, monkeypatch):
     model.close()
 
 
+def test_interrupted_after_a_native_request(tmp_path):
+    """The same where not even the number of used slots is known yet."""
+    model = Model(tmp_path / "m.flash")
+    store = model.store(model.share(0.3), mode="cached")
+    rng = np.random.default_rng(7)
+    state = next(state for state in store._states.values() if state.tables is not None)
+    tables = state.tables
+
+    def interrupted(*args):
+        tables.take(*args)
+        raise KeyboardInterrupt
+
+    state.tables = SimpleNamespace(take=interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_step(model, store, rng)
+    state.tables = tables
+    store.end_step()
+    store.check()
+    run_step(model, store, rng)
+    model.close()
+
+
 def test_a_lost_pin_is_noticed(tmp_path, monkeypatch):
     """The checks can fail: a request that forgets to unpin is found at the end of its step."""
     model = Model(tmp_path / "m.flash")
     store = model.store(model.share(0.3), mode="cached")
-    monkeypatch.setattr(Picker, "_end_placed", staticmethod(lambda state, placed: None))
+    monkeypatch.setattr(Taker, "end", lambda self, state, taken: None)
     with pytest.raises(AssertionError, match=r"segment layers\.0\.ffn: idle with \d+ pinned"):
         run_step(model, store, np.random.default_rng(1))
     model.close()

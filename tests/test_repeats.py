@@ -12,9 +12,8 @@ from flashllm import LLM
 from flashllm.errors import ClosedError, KernelError
 from flashllm.kernels import choose_kernels
 from flashllm.models.llama import LlamaModel
-from flashllm.models.repeats import Repeats
 
-from .forced import opened, small_frames
+from .forced import nothing_recorded, opened, small_frames
 from .kernel_planes import AVAILABLE, MemoryPlane, normal, same_bits
 
 IDS = [3, 17, 40, 8, 8, 22, 61, 5]
@@ -22,17 +21,9 @@ IDS = [3, 17, 40, 8, 8, 22, 61, 5]
 WHOLE = {
     "llama-mha": 1, "llama-rope3": 1, "llama-ungated-silu": 2, "mistral-window": 1, "qwen2": 1,
     "qwen3": 1, "phi3": 1, "gemma2": 1, "gemma3": 1, "granite": 2, "granite-tied": 1,
-    "nemotron-biases": 2, "llama-biases": 2, "llama-relu": 2, "llama-relu-biases": 2,
+    "nemotron-biases": 1, "llama-biases": 2, "llama-relu": 1, "llama-relu-biases": 2,
     "qwen3-moe": 2, "deepseek": 1,
 }  # fmt: skip
-
-
-def nothing_recorded(monkeypatch) -> None:
-    def plainly(self, model, state, key, parts, live):
-        for part in parts():
-            part.run(model, state=state)
-
-    monkeypatch.setattr(Repeats, "run", plainly)
 
 
 def said(llm: LLM, **how) -> tuple:

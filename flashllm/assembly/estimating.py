@@ -41,8 +41,9 @@ def estimate(path: str, *, ram_budget: int | str | None = None, **given: Any) ->
     """Plan `path` without loading it.
 
     `read_tokens_per_s` is what the device allows when everything that is not kept is read for
-    every token, of experts as many as the router chooses (a sparse FFN reads less, and so do
-    experts chosen again while they are cached); None when nothing has to be read.
+    every token, of experts as many as the router chooses (a sparse FFN reads less, so do experts
+    chosen again while they are cached, and sequences shorter than the context, which lend the rest
+    of its memory to weights); None when nothing has to be read.
     """
     wishes = Wishes.of(**given)
     with ExitStack() as stack:

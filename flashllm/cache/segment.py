@@ -114,6 +114,10 @@ class Segment:
         self.slot_frame[slots] = NONE
         self.n_used -= len(frames)
 
+    def recount(self) -> None:
+        """Set `n_used`, after a native request that was interrupted before it could be noted."""
+        self.n_used = int(np.count_nonzero(self.slot_frame >= 0))
+
     def abandon(self, slots: np.ndarray) -> None:
         """Frames placed but never read (the read failed): drop their pin and empty the slots."""
         self.unpin(slots)

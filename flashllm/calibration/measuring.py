@@ -98,7 +98,8 @@ class _Scorer:
         made, unit, n = self.made, self.made.layer.unit, self.made.layer.n_bundles
         out = np.full((len(x), -(-n // unit) * unit), -np.inf, np.float32)
         for t, token in enumerate(x):
-            out[t, made.ids] = self._predictor.raw(token) * made.scale + made.bias
+            self._predictor.score(token)
+            out[t, made.ids] = self._predictor.scores[0] * made.scale + made.bias
         if unit > 1:
             best = out.reshape(len(x), -1, unit).max(axis=2)
             out = np.repeat(best, unit, axis=1)[:, :n]

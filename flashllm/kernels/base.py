@@ -234,6 +234,11 @@ class KernelSet(FusedOperators, RecurrentOperators, ABC):
         if piece.quantised:
             self._prepare(acts)
 
+    def prepared(self, acts: Activations, x: np.ndarray, piece: PieceView) -> None:
+        """Say that repeated calls have made `x` ready: dots of `acts` are with this x from now on,
+        as after `prepare`."""
+        self._take(acts, x, piece)
+
     def dot_range(
         self,
         acts: Activations,

@@ -10,7 +10,7 @@ from ..errors import UsageError
 # How a buffer of these says what its items are.
 _CODES = {
     dtype: ord(memoryview(np.empty(0, dtype)).format)
-    for dtype in (np.float32, np.float16, np.int32, np.uint8, np.uint64)
+    for dtype in (np.float32, np.float16, np.int32, np.int64, np.uint8, np.uint64)
 }
 
 ACTIVATIONS = {

@@ -187,6 +187,28 @@ class FusedOperators:
         self._activate(kind, pre, up, pre)
         self._accumulate(pre, addresses, down, ids, 0, len(ids), y)
 
+    def above(
+        self, values: np.ndarray, cut: np.ndarray | None, ids: np.ndarray, count: np.ndarray
+    ) -> None:
+        """The ids i, ascending, with values[0, i] > cut[i], or > 0 without a cut, to the front of
+        int32 `ids`; how many into int64 count[0].  values float32 [1, n], cut float32 [n]."""
+        self._open()
+        check_array("values", values, np.float32, (1, None))
+        check_array("ids", ids, np.int32, (None,), out=True)
+        check_array("count", count, np.int64, (1,), out=True)
+        n = values.shape[1]
+        if cut is not None:
+            check_array("cut", cut, np.float32, (n,))
+        if len(ids) < n:
+            raise UsageError(f"ids must have room for {n}, not {len(ids)}")
+        count[0] = 0
+        if n:
+            self._above(values, cut, ids, count)
+
+    def _above(self, values, cut, ids, count) -> None:
+        found = np.flatnonzero(values[0] > (np.float32(0) if cut is None else cut))
+        ids[: found.size], count[0] = found, found.size
+
     def add_decided(
         self,
         acts: Activations,
@@ -198,7 +220,10 @@ class FusedOperators:
         bias: np.ndarray | None,
         room: tuple[np.ndarray, np.ndarray | None, np.ndarray],
         y: np.ndarray,
-    ) -> int:
+        added: np.ndarray,
+        *,
+        count: np.ndarray | None = None,
+    ) -> None:
         """add_neurons of bundles `ids`, int32 ascending, by pre-activations decided[0, ids].
 
         pieces  (deciding, second, down).  With `deciding` the pre-activations are made first,
@@ -206,7 +231,8 @@ class FusedOperators:
         decided float32 [1, n >= every id]; bias float32 of the same n, or None
         room    float32 [1, >= n ids] for factors; the same for the second piece's, None without;
                 int32 [>= n ids]: overwritten
-        Returns how many neurons were added.
+        added   int64 [1]: how many neurons were added
+        count   int64 [1]: of `ids` only the first count[0], which `above` has found
         """
         deciding, second, down = pieces
         pre, up, active = room
@@ -215,6 +241,9 @@ class FusedOperators:
         check_array("ids", ids, np.int32, (None,))
         check_array("decided", decided, np.float32, (1, None), out=deciding is not None)
         check_array("active", active, np.int32, (None,), out=True)
+        check_array("added", added, np.int64, (1,), out=True)
+        if count is not None:
+            check_array("count", count, np.int64, (1,))
         if bias is not None:
             check_array("bias", bias, np.float32, (decided.shape[1],))
         if (up is None) != (second is None):
@@ -230,16 +259,22 @@ class FusedOperators:
         for piece, out in ((deciding, pre), (second, up)):
             if piece is not None:
                 self._check_dot(acts, addresses, piece, out)
-        if not n:
-            return 0
-        return self._add_decided(
-            acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y
-        )
+        added[0] = 0
+        if n:
+            self._add_decided(
+                acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
+            )
 
     def _add_decided(
-        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y
-    ) -> int:
+        self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
+    ) -> None:
         deciding, second, down = pieces
+        if count is not None:
+            if not 0 <= count[0] <= len(ids):
+                raise KernelError(f"{count[0]} of {len(ids)} ids")
+            ids = ids[: int(count[0])]
+        if not len(ids):
+            return
         if (np.diff(ids) < 1).any() or ids[0] < 0 or ids[-1] >= decided.shape[1]:
             raise KernelError(f"ids must ascend strictly within 0 to {decided.shape[1] - 1}")
         if deciding is not None:
@@ -247,8 +282,8 @@ class FusedOperators:
             self._dot(acts, acts.x, addresses, deciding, ids, 0, len(ids), dots)
             decided[0, ids] = dots[0] if bias is None else dots[0] + bias[ids]
             ids = ids[decided[0, ids] > 0]
+        added[0] = len(ids)
         if len(ids):
             factors = np.ascontiguousarray(decided[:, ids])
             ups = None if up is None else np.empty_like(factors)
             self._neurons(acts, addresses, (None, second, down), ids, kind, factors, ups, y)
-        return len(ids)

@@ -34,6 +34,7 @@ class NativeSet(KernelSet):
         self.clock, self.many = self._core.clock, self._core.many
         self._scratch = np.empty(0, dtype=np.float32)
         self._scratch_context = 0
+        self._n_ids = np.zeros(1, dtype=np.int64)
 
     def close(self) -> None:
         super().close()
@@ -85,16 +86,23 @@ class NativeSet(KernelSet):
         )  # fmt: skip
 
     def _add_decided(
-        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y
-    ) -> int:
+        self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
+    ) -> None:
         deciding, second, down = pieces
         dotted = deciding or second
         q_stride, scale_stride = acts.strides(dotted.n_cols) if dotted else (0, 0)
-        return self._core.decided(
+        n = count
+        if n is None:
+            n = self._n_ids
+            n[0] = len(ids)
+        self._core.decided(
             acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
-            deciding and deciding.ints, second and second.ints, down.ints, addresses, ids,
-            ACTIVATIONS[kind], decided, bias, pre, up, active, y,
+            deciding and deciding.ints, second and second.ints, down.ints, addresses, ids, n,
+            ACTIVATIONS[kind], decided, bias, pre, up, active, y, added, count is not None,
         )  # fmt: skip
+
+    def _above(self, values, cut, ids, count) -> None:
+        self._core.above(values, cut, ids, count)
 
     @contextmanager
     def recording(self) -> Iterator[Recorded]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ..kernels.base import ATTENTION, FFN, PREDICT
+from ..kernels.base import ATTENTION, FFN, PREDICT, PieceView
 from ..predictors import Predictor
 
 AUDIT_SLICES = 16
@@ -40,8 +40,12 @@ class PredictedCounts:
     audit_ns: int = 0
 
     def add(self, other: PredictedCounts) -> None:
-        for name in self.__dataclass_fields__:
-            setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.predicted += other.predicted
+        self.computed += other.computed
+        self.true += other.true
+        self.guessed += other.guessed
+        self.found += other.found
+        self.audit_ns += other.audit_ns
 
     @property
     def recall(self) -> float | None:
@@ -112,22 +116,46 @@ class ApproximateFFN:
 
     approximation: Approximation | None = None
 
-    def approximate_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> bool:
+    def approximate_ffn(self, layer: int, x: np.ndarray, out: np.ndarray, begun: bool) -> bool:
         """The layer's FFN into `out` as the approximation has it; False where it has nothing to
-        say and the caller computes everything."""
+        say and the caller computes everything.  `begun`: `begin_approximate` has been called."""
         approximation = self.approximation
         if layer in approximation.thresholds:
             self._thresholded_ffn(layer, x, approximation.thresholds[layer], out)
         elif layer in approximation.predictors:
-            self._predicted_ffn(layer, x, approximation.predictors[layer], out)
+            self._predicted_ffn(layer, x, approximation.predictors[layer], out, begun)
         else:
             return False
         self._add_bias(f"layers.{layer}.ffn.bias", out)
         self.clock.phase = ATTENTION
         return True
 
-    def _predicted_ffn(self, layer: int, x, predictor: Predictor, out) -> None:
-        ids = self._predict(predictor, x)
+    def begin_approximate(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """Of a layer with a fitted predictor what is operators alone: `scores`, and what its sum
+        begins with."""
+        self.clock.phase = PREDICT
+        self.predictor_of(layer).score(x[0])
+        self.clock.phase = FFN
+        self._begin_sum(layer, x, out)
+
+    def _begin_sum(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        self.kernels.prepare(self.activations, x, self._deciding_view(layer))
+        self.kernels.clear(out)
+
+    def _deciding_view(self, layer: int) -> PieceView:
+        deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
+        if deciding in self.planes:
+            return self.views[deciding]["row"]
+        return self.views[ffn][self._deciding_piece(ffn)]
+
+    def _predicted_ffn(self, layer: int, x, predictor: Predictor, out, begun: bool) -> None:
+        if begun:
+            self.clock.phase = FFN
+            self.kernels.prepared(self.activations, x, self._deciding_view(layer))
+            ids = predictor.chosen()
+        else:
+            ids = self._predict(predictor, x)
+            self._begin_sum(layer, x, out)
         apart = f"layers.{layer}.deciding" in self.planes
         active = (self._apart_sum if apart else self._bundled_sum)(layer, x, ids, out)
         # Not the truth, even where it is audited: tokens must not depend on audits.
@@ -155,26 +183,21 @@ class ApproximateFFN:
 
     def _apart_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
         """Sum of the neurons `ids` whose deciding rows lie apart: those are read first, then the
-        bundles of what is active.  Returns the active ids."""
+        bundles of what is active, into `out`, which is 0.  Returns the active ids."""
         deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
         decided = self.scratch.view("decided", 1, self.config.intermediate_size)
-        self.kernels.prepare(self.activations, x, self.views[deciding]["row"])
         for lease in self.store.acquire(deciding, ids):
-            self._decide(layer, lease, self.views[deciding]["row"], decided)
+            self._decide(layer, lease, self._deciding_view(layer), decided)
         active = ids[decided[0, ids] > 0]
         self._prepare_up(layer, x)
-        out.fill(0.0)
         for lease in self.store.acquire(ffn, active):
             self._add_neurons(layer, lease, lease.ids, decided, out)
         return active
 
     def _bundled_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
         """The same where bundles hold everything, in one pass."""
-        ffn = f"layers.{layer}.ffn"
-        view = self.views[ffn][self._deciding_piece(ffn)]
+        ffn, view = f"layers.{layer}.ffn", self._deciding_view(layer)
         decided = self.scratch.view("decided", 1, self.config.intermediate_size)
-        self.kernels.prepare(self.activations, x, view)
-        out.fill(0.0)
         for lease in self.store.acquire(ffn, ids):
             if not self._add_decided(layer, lease, lease.ids, decided, out, deciding=view):
                 self._decide(layer, lease, view, decided)
@@ -193,8 +216,7 @@ class ApproximateFFN:
     def _audited(self, layer: int, x: np.ndarray, ids: np.ndarray) -> int:
         """How many of the neurons `ids` are truly active, by their deciding rows."""
         deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
-        plane, piece = (deciding, "row") if deciding in self.planes else (ffn, None)
-        view = self.views[plane][piece or self._deciding_piece(ffn)]
+        plane, view = deciding if deciding in self.planes else ffn, self._deciding_view(layer)
         decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         self.kernels.prepare(self.activations, x, view)
         for lease in self.store.audit(plane, ids):
@@ -218,8 +240,5 @@ class ApproximateFFN:
         self._count_computed(layer, ids.size, PredictedCounts(computed=ids.size))
 
     def _count_computed(self, layer: int, n: int, counts: PredictedCounts) -> None:
-        self.counts.active_bundles += n
-        self.counts.active_neurons += n
-        self.counts.n_neurons += self.config.intermediate_size
-        self.counts.layers[layer] = n
+        self._count_active(layer, n, n, self.config.intermediate_size)
         self.counts.predicted.add(counts)

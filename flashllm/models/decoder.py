@@ -8,7 +8,7 @@ order does the rest, so that streamed equals resident bit for bit (docs/ARITHMET
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -16,6 +16,8 @@ import numpy as np
 
 from ..errors import FormatError
 from ..kernels.base import ATTENTION, FFN, HEAD, PHASES, PREDICT, PieceView, weight_code
+from ..predictors import Predictor
+from ..predictors.scores import FittedPredictor
 from .approximate import ApproximateFFN, PredictedCounts
 from .scratch import Scratch
 from .state import KVCache, SequenceState, StateGroup
@@ -73,7 +75,9 @@ class DecoderModel(ApproximateFFN, ABC):
             name.removesuffix(last)
             for name in vectors for last in ("gate.bias", "up.bias") if name.endswith("." + last)
         }  # fmt: skip
-        self._ids, self._added = np.zeros((2, config.intermediate_size), np.int32)
+        self._ids, self._active_ids = np.zeros((2, config.intermediate_size), np.int32)
+        # Neurons chosen and added in each layer's `whole_ffn`; the last is no layer's.
+        self._chosen, self._added = np.zeros((2, config.n_layers + 1), np.int64)
         self._paired: dict[str, tuple[PieceView, np.ndarray] | None] = {}
         self.counts = StepCounts()
         self.observer: Observer | None = None
@@ -246,41 +250,119 @@ class DecoderModel(ApproximateFFN, ABC):
                 cap=cap,
             )  # fmt: skip
 
-    def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+    @property
+    def _approximating(self) -> bool:
+        """Whether this pass leaves out what the approximation says."""
+        return self._decoding and self.approximation is not None
+
+    def predictor_of(self, layer: int) -> Predictor | None:
+        """Who says which of the layer's neurons this pass computes, if a predictor does."""
+        return self.approximation.predictors.get(layer) if self._approximating else None
+
+    def ffn_begins(self, layer: int) -> bool:
+        """Whether one token's FFN begins with operators alone, on arrays in memory: `begin_ffn`."""
+        if (predictor := self.predictor_of(layer)) is not None:
+            return isinstance(predictor, FittedPredictor)
+        if self._approximating and layer in self.approximation.thresholds:
+            return False
+        held = self.store.held(f"layers.{layer}.deciding") is not None
+        return self.config.sparse and held and self.observer is None
+
+    def begin_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """Where `ffn_begins`: what decides which neurons one token computes, and an empty sum.  The
+        rest of it is `ffn` with `begun`."""
+        if self.predictor_of(layer) is not None:
+            self.begin_approximate(layer, x, out)
+        else:
+            self._begin_sparse(layer, x, out)
+
+    def begun(self) -> list[np.ndarray]:
+        """Arrays that `begin_ffn` fills, beside its `out`."""
+        arrays = [self.scratch.view("decided", 1)]
+        fitted = self.approximation.predictors.values() if self.approximation is not None else ()
+        return arrays + [p.scratch.raw for p in fitted if isinstance(p, FittedPredictor)][:1]
+
+    def ffn(self, layer: int, x: np.ndarray, out: np.ndarray, *, begun: bool = False) -> None:
         """The layer's FFN of normed x [T, hidden_size] into `out`, biases included.
 
         The bits do not depend on how the container arranges a neuron's pieces.
         """
-        approximate = self._decoding and self.approximation is not None
-        if approximate and self.approximate_ffn(layer, x, out):
+        if self._approximating and self.approximate_ffn(layer, x, out, begun):
             return
         apart = f"layers.{layer}.deciding" in self.planes
-        if self.config.sparse:
-            (self.sparse_ffn if apart else self.bundled_ffn)(layer, x, out)
+        if self.config.sparse and apart:
+            self.sparse_ffn(layer, x, out, begun=begun)
+        elif self.config.sparse:
+            self.bundled_ffn(layer, x, out)
         else:
             (self.apart_ffn if apart else self.dense_ffn)(layer, x, out)
 
-    def sparse_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+    def sparse_ffn(
+        self, layer: int, x: np.ndarray, out: np.ndarray, *, begun: bool = False
+    ) -> None:
         """FFN of a naturally sparse family: only neurons whose activation is not zero are read.
 
         The deciding matrix is gate (gated) or up (ungated).  Every neuron left out would add an
         exact zero, so the result has the bits of the dense computation.
         """
         kernels, plane = self.kernels, f"layers.{layer}.ffn"
+        if not begun:
+            self._begin_sparse(layer, x, out)
+        elif self.config.gated:
+            kernels.prepared(self.activations, x, self.views[plane]["up"])
         decided = self.scratch.view("decided", x.shape[0], self.config.intermediate_size)
-        self.clock.phase = PREDICT
-        self.linear(f"layers.{layer}.deciding", x, decided, bias=self._deciding_bias(layer))
         if self.observer is not None:
             self.observer(layer, x, decided)
         n_active = kernels.active_ids(decided, self._ids)
         self.clock.phase = FFN
         self._count(layer, decided, n_active)
-        self._prepare_up(layer, x)
-        out.fill(0.0)
         for lease in self.store.acquire(plane, self._ids[:n_active]):
             self._add_neurons(layer, lease, lease.ids, decided, out)
         self._add_bias(f"layers.{layer}.ffn.bias", out)
         self.clock.phase = ATTENTION
+
+    def _begin_sparse(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        decided = self.scratch.view("decided", x.shape[0], self.config.intermediate_size)
+        self.clock.phase = PREDICT
+        self.linear(f"layers.{layer}.deciding", x, decided, bias=self._deciding_bias(layer))
+        self._prepare_up(layer, x)
+        self.kernels.clear(out)
+
+    def ffn_is_whole(self, layer: int) -> bool:
+        """Whether one token's FFN, having begun, is operators alone to its end: `whole_ffn`."""
+        prefix = f"layers.{layer}."
+        if prefix in self._inner_biases or self.store.whole(prefix + "ffn") is None:
+            return False
+        if (predictor := self.predictor_of(layer)) is not None:
+            return predictor.in_order and prefix + "deciding" not in self.planes
+        return True
+
+    def whole_ffn(self, layer: int, out: np.ndarray) -> None:
+        """What `ffn` does of one token after `begin_ffn`, where the bundles are in memory as a
+        whole.  How much it was is told by `count_whole`, when the token is through."""
+        plane, chosen = f"layers.{layer}.ffn", self._chosen[layer : layer + 1]
+        lease, ids, deciding = self.store.whole(plane), self._ids, None
+        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
+        self.clock.phase = FFN
+        if (predictor := self.predictor_of(layer)) is not None:
+            predictor.choose(chosen)
+            ids, deciding = predictor.chosen_ids, self._deciding_view(layer)
+        else:
+            self.kernels.above(decided, None, ids, chosen)
+        self._add_decided(layer, lease, ids, decided, out, deciding=deciding, count=chosen)
+        self._add_bias(f"layers.{layer}.ffn.bias", out)
+        self.clock.phase = ATTENTION
+
+    def count_whole(self, layers: Sequence[int]) -> None:
+        """Counts of the token whose FFNs of these layers were `whole_ffn`."""
+        for layer in layers:
+            n_chosen, n_added = int(self._chosen[layer]), int(self._added[layer])
+            self.store.note_used(n_chosen)
+            if self.predictor_of(layer) is not None:
+                counts = PredictedCounts(predicted=n_chosen, computed=n_added)
+                self._count_computed(layer, n_added, counts)
+            else:
+                self._count_active(layer, n_added, n_added, self.config.intermediate_size)
 
     def bundled_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """The same where deciding rows lie in the bundles: all are read, active ones computed."""
@@ -351,20 +433,22 @@ class DecoderModel(ApproximateFFN, ABC):
 
     def _add_decided(
         self, layer: int, lease, ids: np.ndarray, decided: np.ndarray, out: np.ndarray,
-        deciding: PieceView | None = None,
+        deciding: PieceView | None = None, count: np.ndarray | None = None,
     ) -> bool:  # fmt: skip
         """The same for one token, in one call, and with `deciding` the pre-activations as well:
-        those of `ids` are made and active ones added.  False where a bias comes in between."""
+        those of `ids`, or of the first count[0] of them, are made and active ones added.  False
+        where a bias comes in between."""
         if f"layers.{layer}." in self._inner_biases:
             return False
         views, n, up = self.views[f"layers.{layer}.ffn"], max(1, ids.size), None
         if self.config.gated:
             up = self.scratch.view("up", 1, n)
         bias = self.vectors.get(self._deciding_bias(layer)) if deciding is not None else None
+        added = self._added[-1:] if count is None else self._added[layer : layer + 1]
         self.kernels.add_decided(
             self.activations, lease.addresses, (deciding, None if up is None else views["up"],
             views["down"]), ids, self.config.activation, decided, bias,
-            (self.scratch.view("gathered", 1, n), up, self._added), out,
+            (self.scratch.view("gathered", 1, n), up, self._active_ids), out, added, count=count,
         )  # fmt: skip
         return True
 
@@ -489,9 +573,12 @@ class DecoderModel(ApproximateFFN, ABC):
 
     def _count(self, layer: int, decided: np.ndarray, n_active: int) -> None:
         per_token = n_active if decided.shape[0] == 1 else n_above_zero(decided)
-        self.counts.active_bundles += n_active
+        self._count_active(layer, n_active, per_token, decided.shape[1])
+
+    def _count_active(self, layer: int, n_bundles: int, per_token: int, n_neurons: int) -> None:
+        self.counts.active_bundles += n_bundles
         self.counts.active_neurons += per_token
-        self.counts.n_neurons += decided.shape[1]
+        self.counts.n_neurons += n_neurons
         self.counts.layers[layer] = per_token
 
 

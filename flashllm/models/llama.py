@@ -25,6 +25,7 @@ class LlamaModel(DecoderModel):
         )
         self.rope = RopeTable(config.rope, n_context)
         self.repeats = Repeats(kernels)
+        self._whole_layers: list[int] = []  # of what `repeats` repeats
         self.scale, self.cap = config.head_dim**-0.5, 0.0
         for layer in range(config.n_layers):
             for norm in config.layer_norms:
@@ -67,7 +68,15 @@ class LlamaModel(DecoderModel):
         self.embed("embed", ids, x)
         if ids.size == 1:
             ((_, one),) = state.spans(1)
-            self.repeats.run(self, one, self._parts_key(), self._parts, (x, normed, residual))
+            if self._approximating and self.approximation.auditing:
+                for part in self._parts(plainly=True):
+                    part.run(self, state=one)
+            else:
+                self.repeats.run(
+                    self, one, self._parts_key(), self._parts,
+                    lambda: (x, normed, residual, *self.begun()),
+                )  # fmt: skip
+                self.count_whole(self._whole_layers)
         else:
             for layer in range(self.config.n_layers):
                 self._first_half(layer, ids.size, state)
@@ -81,16 +90,27 @@ class LlamaModel(DecoderModel):
         view = self.scratch.view
         return view("x", n_tokens), view("normed", n_tokens), view("residual", n_tokens)
 
-    def _parts(self) -> Iterator[Part]:
-        """Of one token's pass through the layers."""
+    def _parts(self, plainly: bool = False) -> Iterator[Part]:
+        """Of one token's pass through the layers; `plainly`: nothing in it is to be repeated."""
+        whole: list[int] = []
         for layer in range(self.config.n_layers):
             where = {"layer": layer, "n_tokens": 1}
+            begun = not plainly and self.ffn_begins(layer)
             yield Part(partial(LlamaModel._first_half, **where), self._attention_repeats(layer))
-            yield Part(partial(LlamaModel._second_half, **where), self._ffn_repeats(layer))
+            if begun:
+                yield Part(partial(LlamaModel._between, layer=layer), True)
+            if begun and self.ffn_is_whole(layer):
+                whole.append(layer)
+                yield Part(partial(LlamaModel._whole, layer=layer), True)
+            else:
+                rest = partial(LlamaModel._second_half, **where, begun=begun)
+                yield Part(rest, self._ffn_repeats(layer))
+        if not plainly:
+            self._whole_layers = whole
 
     def _parts_key(self) -> tuple:
         """What decides which parts a token has and which of them may be repeated."""
-        return self.store.n_resized, self.observer is None, self.approximation is None
+        return self.store.n_resized, self.observer is None, self._approximating
 
     def _first_half(self, layer: int, n_tokens: int, state) -> None:
         """The FFN before it is added and normed; attention; the same of that."""
@@ -104,9 +124,18 @@ class LlamaModel(DecoderModel):
         self._norm_added(f"layers.{layer}.attn_post_norm", residual)
         self._add_norm(x, residual, f"layers.{layer}.ffn_norm", normed)
 
-    def _second_half(self, layer: int, n_tokens: int, state) -> None:
+    def _between(self, layer: int, state) -> None:
+        """What one token's FFN begins with."""
+        _, normed, residual = self._streams(1)
+        self.begin_ffn(layer, normed, residual)
+
+    def _whole(self, layer: int, state) -> None:
+        """The rest of it where all of its weights are in memory."""
+        self.whole_ffn(layer, self._streams(1)[2])
+
+    def _second_half(self, layer: int, n_tokens: int, state, begun: bool = False) -> None:
         _, normed, residual = self._streams(n_tokens)
-        self.ffn(layer, normed, residual)
+        self.ffn(layer, normed, residual, begun=begun)
 
     def _attention_repeats(self, layer: int) -> bool:
         """Whether the attention of one token calls operators only: its weights are in memory."""

@@ -67,10 +67,13 @@ class MoEModel(LlamaModel):
     def _ffn_repeats(self, layer: int) -> bool:
         return layer not in self.config.expert_layers and super()._ffn_repeats(layer)
 
-    def ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+    def ffn_begins(self, layer: int) -> bool:
+        return layer not in self.config.expert_layers and super().ffn_begins(layer)
+
+    def ffn(self, layer: int, x: np.ndarray, out: np.ndarray, *, begun: bool = False) -> None:
         c, n_tokens = self.config, x.shape[0]
         if layer not in c.expert_layers:
-            super().ffn(layer, x, out)
+            super().ffn(layer, x, out, begun=begun)
             return
         gated = bool(c.shared_size) and c.shared_gated
         scores = self.scratch.view("scores", n_tokens, c.n_experts + gated)

@@ -55,12 +55,13 @@ class Repeats:
 
     def run(
         self, model, state: SequenceState, key: Hashable, parts: Callable[[], Iterable[Part]],
-        live: Sequence[np.ndarray],
+        live: Callable[[], Sequence[np.ndarray]],
     ) -> None:  # fmt: skip
         """Run the parts of one token's pass at the end of `state`.
 
         parts  makes them; asked again when state or `key`, what they depend on, is another
-        live   arrays that a part finds filled by those before it, besides state and scratch
+        live   gives arrays that a part finds filled by those before it, besides state and
+               scratch; asked when something is recorded
         """
         if self._state is None or self._state() is not state or self._key != key:
             self._stretches = _stretches(parts())
@@ -70,7 +71,7 @@ class Repeats:
             if stretch.calls is not None:
                 self._kernels.repeat(stretch.calls, position)
             elif stretch.repeatable:
-                self._record(stretch, model, state, live)
+                self._record(stretch, model, state, live())
             else:
                 for part in stretch.parts:
                     part.run(model, state=state)

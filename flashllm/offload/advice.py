@@ -17,9 +17,9 @@ from .fetch import Fetcher
 from .planner import Extents
 from .state import PlaneState, Prefetch
 from .stats import StepStats
+from .taking import NO_SLOTS
 
 MAX_EXTENT = MIB
-NO_SLOTS = np.empty(0, dtype=np.int32)
 
 
 class Adviser:

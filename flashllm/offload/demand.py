@@ -96,7 +96,10 @@ class Demand:
             total = np.cumsum(transient * source.slot_bytes + extents.length)
         else:
             room = self._half_bytes // source.slot_bytes
-            anywhere = np.cumsum(targets == 0) if targets.any() else None
+            n_slots = np.count_nonzero(targets)
+            if len(targets) - n_slots <= room:
+                return [(0, len(extents))]
+            anywhere = np.cumsum(targets == 0) if n_slots else None
             total = extents.first[1:] if anywhere is None else anywhere[extents.first[1:] - 1]
         if int(total[-1]) <= room:
             return [(0, len(extents))]

@@ -14,13 +14,13 @@ from contextlib import closing
 import numpy as np
 
 from ..cache.arena import Arena
-from ..cache.policies.base import lowest
-from .advice import MAX_EXTENT, NO_SLOTS, Adviser, distinct
+from .advice import MAX_EXTENT, Adviser, distinct
 from .demand import Demand
 from .fetch import Fetcher
 from .frames import FrameSource
 from .planner import Curve, Paces, SweepPlan, pick_seconds, sweep_seconds
 from .state import PlaneState
+from .taking import Taker, end_placed, take_slowly
 
 
 class Picker(Adviser):
@@ -28,7 +28,7 @@ class Picker(Adviser):
 
     def __init__(self, fetcher: Fetcher, demand: Demand, curve: Curve):
         super().__init__(fetcher, demand)
-        self._curve = curve
+        self._curve, self._taker = curve, Taker()
         self.paces = Paces()
 
     # ------------------------------------------------------------------------------------- pick
@@ -47,45 +47,26 @@ class Picker(Adviser):
         segment, source = state.segment, state.source
         if state.prefetch is not None:
             self.settle(state, clock, wait=not unit)
-        n_ready = n_coming = 0
+        n_ready, n_coming, lost = 0, 0, False
         if unit:
             ids, n_ready, n_coming = _ready_first(state, ids, unit)
         frame_of = ids if source.per_frame == 1 else ids // source.per_frame
         frames = frame_of if source.per_frame == 1 else distinct(frame_of)
-        slots = segment.frame_slot[frames]
-        missing, hits = frames, NO_SLOTS
-        if segment.n_slots:
-            missing = frames[slots < 0]
-            hits = slots[segment.addresses[frames] != 0]
-        if frames is frame_of:
-            self._count(source, len(frames), missing)
-        else:
+        if frames is not frame_of:
             self.count_wanted(state, frame_of)
-        recency = state.last_use[missing] if segment.n_slots else None
         if admit:
-            self.note_wanted(state, np.sort(frames) if unit else frames, clock)
-        placed, lost = NO_SLOTS, False
-        if len(hits):
-            segment.pin(hits)
+            self._price(state, np.sort(frames) if unit else frames, clock)
+        take = take_slowly if unit else self._taker.take
+        taken = take(state, frames, clock, admit=admit)
+        missing, targets = taken.missing, taken.targets
         try:
-            if segment.n_slots:
-                state.prefetched[hits] = False
-                if admit:
-                    state.policy.observe(hits, clock)
+            if frames is frame_of:
+                self._count(source, len(frames), missing)
+            self.stats.prefetch_unused_bytes += taken.unused_bytes
             if not len(missing) and not n_coming:
                 yield ids
                 return
-            targets, is_lent = np.zeros(len(missing), dtype=np.uint64), None
-            if segment.n_slots:
-                if admit:
-                    self.stats.prefetch_unused_bytes += state.make_room(len(missing))
-                chosen = most_recent(recency, segment.n_free)
-                placed = segment.place(missing[chosen])
-                if len(placed):
-                    state.residency_changed()
-                    state.policy.admit(placed, missing[chosen], clock)
-                    targets[chosen] = segment.slot_address[placed]
-                    is_lent = targets == 0
+            is_lent = targets == 0 if len(taken.placed) else None
             extents = self.extents(state, missing)
             n_bytes = extents.n_bytes
             self.stats.bundles_read += source.bundles_in(n_bytes)
@@ -100,7 +81,7 @@ class Picker(Adviser):
                             break
                         coming = segment.frame_slot[distinct(frame_of[n_ready:at])]
                         segment.pin(coming)
-                        hits = np.concatenate((hits, coming))
+                        taken.hits = np.concatenate((taken.hits, coming))
                         state.prefetched[coming] = False
                         yield ids[n_ready:at]
                         continue
@@ -124,9 +105,7 @@ class Picker(Adviser):
                 )  # fmt: skip
         finally:
             segment.take_back()
-            if len(hits):
-                segment.unpin(hits)
-            self._end_placed(state, placed)
+            self._taker.end(state, taken)
         if lost:  # what was advised could not be read: it is asked for again, and then it counts
             yield from self.pick(state, np.sort(ids[n_ready:]), clock, admit, unit)
 
@@ -165,8 +144,13 @@ class Picker(Adviser):
             self.stats.bytes_useful += source.tables.n_bytes(missing) // source.per_frame
 
     def note_wanted(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
-        """A decode step wanted these frames, int32 ascending."""
-        state.note_wanted(frames, clock, self._curve, self.paces, self.extents)
+        """A decode step that sweeps wanted these frames, int32 ascending."""
+        self._price(state, frames, clock)
+        state.last_use[frames] = clock
+
+    def _price(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
+        if len(frames) and state.due(clock):
+            state.price(frames, self._curve, self.paces, self.extents)
 
     def note_swept(self, sweep: SweepPlan, waited_ns: int) -> None:
         """The sweep of a sparse plane was waited for so long."""
@@ -174,18 +158,6 @@ class Picker(Adviser):
             n_ops=len(sweep), n_bytes=sweep.n_bytes,
             estimated_s=sweep_seconds(sweep.n_bytes, self._curve), waited_s=1e-9 * waited_ns,
         )  # fmt: skip
-
-    @staticmethod
-    def _end_placed(state: PlaneState, placed: np.ndarray) -> None:
-        """Unpin what has arrived; empty the slots of what has not (an error, a dropped lease)."""
-        if not len(placed):
-            return
-        segment = state.segment
-        arrived = segment.addresses[segment.slot_frame[placed]] != 0
-        segment.unpin(placed[arrived])
-        if not arrived.all():
-            segment.abandon(placed[~arrived])
-            state.residency_changed()
 
     # ----------------------------------------------------------------------------------- prefix
 
@@ -214,7 +186,7 @@ class Picker(Adviser):
             if state.policy is not None:
                 state.policy.admit(placed, missing, clock)
         finally:
-            self._end_placed(state, placed)
+            end_placed(state, placed)
 
     # ------------------------------------------------------------------------------------- rows
 
@@ -262,10 +234,3 @@ def _ready_first(
     coming = (segment.frame_slot[frames] >= 0).all(axis=1) & ~ready
     parts = units[ready], units[coming], units[~(ready | coming)]
     return np.concatenate(parts).ravel(), parts[0].size, parts[1].size
-
-
-def most_recent(last_use: np.ndarray, n: int) -> np.ndarray:
-    """Positions, ascending, of the `n` latest uses: which misses get the slots there are."""
-    if n >= len(last_use):
-        return np.arange(len(last_use))
-    return lowest(-last_use, n, np.zeros(len(last_use), dtype=bool))

@@ -113,6 +113,8 @@ def store_bytes(
         if name in sparse:
             # last use (4) and the sweep's marks (1) per frame; policy and prefetch mark per slot
             tables += 5 * plane.n_frames + n_slots * (1 + POLICIES[policy].bytes_per_slot)
+    # What a request works in (taking.py).
+    tables += 4 * max((container.planes[name].n_frames for name in sparse), default=0)
     coded = [p for p in container.planes.values() if p.codec != RAW]
     decoders = sum(
         max(CODECS[name].decoder_bytes(p.frame_bytes) for p in coded if p.codec == name)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core import SlotTables
 from ..cache.arena import Arena
 from ..cache.policies import POLICIES, Policy
+from ..cache.policies.lfu import LFU
 from ..cache.segment import Segment
 from .fetch import Fetch
 from .frames import FrameSource
@@ -31,7 +33,8 @@ from .planner import (
 )
 from .sizing import MAX_GAP
 
-EVALUATE_EVERY = 8  # steps between two looks at a plane's costs
+# Steps between two looks at a plane's costs, at first and from FAMILIAR on: a look takes 0.4 ms.
+EVALUATE_EVERY, SELDOM, FAMILIAR = 8, 32, 64
 HYSTERESIS = 0.8  # the other mode must cost less than this share of the current one
 # A picked read is waited for, a sweep is read ahead.  Without it a dense set would stay picked:
 # merged reads of nearly everything cost about as much as the sweep.  Not where planes begin cached.
@@ -67,6 +70,17 @@ class PlaneState:
         if sparse:
             self.last_use = np.full(source.n_frames, -1, dtype=np.int32)
             self.prefetched = np.zeros(segment.n_most, dtype=bool)
+        self.tables: SlotTables | None = None  # for native requests
+        if sparse and isinstance(policy, LFU) and segment.n_most:
+            self.tables = SlotTables(
+                segment.frame_slot, self.last_use, segment.addresses, segment.slot_frame,
+                segment.slot_address, segment.pins, self.prefetched.view(np.uint8), policy.heat,
+            )  # fmt: skip
+
+    @property
+    def whole(self) -> bool:
+        """Whether every frame is in its slot, between requests."""
+        return self.segment.n_used == self.source.n_frames and self.prefetch is None
 
     # ------------------------------------------------------------------------------------ sweep
 
@@ -91,19 +105,13 @@ class PlaneState:
     def due(self, clock: int) -> bool:
         """Whether this step is one of those whose costs are looked at: now and then, and as soon
         as can be whether a sweep that the plane began with is worth it."""
-        regular = (clock + self._index) % EVALUATE_EVERY == 0
+        every = EVALUATE_EVERY if clock < FAMILIAR else SELDOM
+        regular = (clock + self._index) % every == 0
         return not self.routed and (regular or (self.pick_s is None and self.mode == "sweep"))
 
-    def note_wanted(
-        self, frames: np.ndarray, clock: int, curve: Curve, paces: Paces, extents_of
-    ) -> None:
-        """Remember what a decode step wanted (int32 frames, ascending); now and then price it."""
-        if self.due(clock) and len(frames):
-            self._price(frames, curve, paces, extents_of)
-        self.last_use[frames] = clock
-
-    def _price(self, frames: np.ndarray, curve: Curve, paces: Paces, extents_of) -> None:
-        """What this step's reads would take, picked (under LRU) and swept (prefix resident)."""
+    def price(self, frames: np.ndarray, curve: Curve, paces: Paces, extents_of) -> None:
+        """What the reads for these frames, int32 ascending, would take, picked (under LRU) and
+        swept (prefix resident); before their use is remembered."""
         n_slots = self.segment.n_slots
         self.max_gap = paces.gap(curve, bytes_each=self.source.slot_bytes, limit=MAX_GAP)
         missing = likely_misses(frames, self.last_use, n_slots=n_slots)
@@ -163,6 +171,7 @@ class PlaneState:
         segment.take_back()
         if self.prefetch is None and segment.pins.any():
             segment.pins[:] = 0
+            segment.recount()
             used = np.flatnonzero(segment.slot_frame >= 0)
             loading = used[segment.addresses[segment.slot_frame[used]] == 0]
             segment.evict(loading)

@@ -297,6 +297,12 @@ class WeightStore:
         if self._debug:
             self._check_ids(state, ids)
         now = {"clock": self._clock, "admit": self._admit}
+        if state.whole:  # nothing to wait for, to pin or to clean up
+            self._alive()
+            self._end_iterator()
+            self.note_used(len(ids))
+            addresses = state.segment.addresses
+            return iter((Lease(0, state.source.n_items, addresses, ids),) if len(ids) else ())
         if self._picked_now(state):
             return self._opened(self._leases.picked(state, ids, unit=unit, **now))
         return self._opened(self._leases.swept(state, ids, **now))
@@ -343,6 +349,18 @@ class WeightStore:
         if state is None or state.sparse or len(state.sweep()):
             return None
         return Lease(0, state.source.n_items, state.segment.addresses)
+
+    def whole(self, plane: str) -> Lease | None:
+        """As `held`, of a sparse plane; what is used of it is told to `note_used`."""
+        state = self._states.get(plane)
+        if state is None or not state.sparse or not state.whole:
+            return None
+        return Lease(0, state.source.n_items, state.segment.addresses)
+
+    def note_used(self, n: int) -> None:
+        """So many items were used out of sparse planes in memory as a whole: nothing of them can be
+        evicted, so which they were need not be remembered."""
+        self._step.hits += n
 
     def _opened(self, leases: Iterator[Lease]) -> Iterator[Lease]:
         self._alive()

@@ -78,13 +78,16 @@ class LowBitPredictor(FittedPredictor):
         self._refuse("ids", ascending and not seen[ids].any(), "ascending, each once", "others")
         seen[ids] = True
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
+    @property
+    def n_rows(self) -> int:
+        return len(self._ids)
+
+    def score(self, x: np.ndarray) -> None:
         kernels, acts = self.kernels, self.scratch.activations
         kernels.prepare(acts, x.reshape(1, -1), self._x_piece)
         raw = self.scratch.raw[0]
         for planes, rows, where in self._parts:
             kernels.low_bit(acts, rows, planes, raw[where])
-        return raw[: len(self._ids)]
 
     def _bundles(self, rows: np.ndarray) -> np.ndarray:
         return self._ids[rows]

@@ -17,6 +17,7 @@ B_TYPES = ("int8", "int4")
 
 class LowRankPredictor(FittedPredictor):
     name = "low_rank"
+    _in_order = True
 
     @staticmethod
     def pieces(layer: FittedLayer) -> tuple[PieceView, PieceView]:
@@ -62,14 +63,15 @@ class LowRankPredictor(FittedPredictor):
         self._z = np.zeros((1, self.layer.form["rank"]), np.float32)
         return (threshold - bias.astype(np.float64)).astype(np.float32)
 
-    def raw(self, x: np.ndarray) -> np.ndarray:
+    @property
+    def n_rows(self) -> int:
+        return self.n_bundles
+
+    def score(self, x: np.ndarray) -> None:
         kernels, acts, rank = self.kernels, self.scratch.activations, self._z.shape[1]
-        kernels.prepare(acts, x.reshape(1, -1), self._a)
-        kernels.dot_range(acts, self._a_at, self._a, 0, rank, self._z)
-        raw = self.scratch.raw[:, : self.n_bundles]
-        raw.fill(0.0)
-        kernels.accumulate_range(self._z, self._b_at, self._b, 0, rank, raw)
-        return raw[0]
+        kernels.linear(acts, x.reshape(1, -1), self._a_at, self._a, 0, rank, self._z)
+        kernels.clear(self.scores)
+        kernels.accumulate_range(self._z, self._b_at, self._b, 0, rank, self.scores)
 
     def _bundles(self, rows: np.ndarray) -> np.ndarray:
         return rows

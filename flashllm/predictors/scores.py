@@ -46,9 +46,9 @@ class Scratch:
         widest = max(layer.hidden_size for layer in layers)
         self.activations: Activations = kernels.activations(1, widest)
         self.raw = np.zeros((1, most), np.float32)
-        self.above = np.zeros(most, bool)
         self.wanted = np.zeros(most, bool)
         self.ids = np.zeros(most, np.int32)
+        self.count = np.zeros(1, np.int64)
 
     @staticmethod
     def bytes_needed(layers: list[FittedLayer]) -> int:
@@ -59,15 +59,17 @@ class Scratch:
     @staticmethod
     def bytes_for(n_bundles: int, hidden_size: int) -> int:
         """The same for the largest layer's shape."""
-        return Activations.bytes_needed(1, hidden_size) + n_bundles * (4 + 1 + 1 + 4 + 8)
+        return Activations.bytes_needed(1, hidden_size) + n_bundles * (4 + 1 + 4 + 8)
 
 
 class FittedPredictor(Predictor):
     """A predictor of a .fit file: `weights` is the part of its section that stays in memory.
 
     A kind says how many bytes its section has (`section_bytes`, `weight_bytes` of them weights),
-    reads the rest of it once (`_read_rest`, which refuses what FIT.md refuses) and computes `raw`.
+    reads the rest of it once (`_read_rest`, which refuses what FIT.md refuses) and makes `scores`.
     """
+
+    _in_order = False  # a row is the bundle of its number
 
     def __init__(
         self, path: object, layer: FittedLayer, weights: np.ndarray, rest: np.ndarray,
@@ -104,8 +106,19 @@ class FittedPredictor(Predictor):
         """float32, one per row: the raw value above which a row's bundle is predicted."""
 
     @abstractmethod
-    def raw(self, x: np.ndarray) -> np.ndarray:
-        """float32, one per row, in scratch."""
+    def score(self, x: np.ndarray) -> None:
+        """Make `scores`: by calling operators on arrays that stay where they are, and by nothing
+        else."""
+
+    @property
+    @abstractmethod
+    def n_rows(self) -> int:
+        """Rows that are scored."""
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32 [1, n_rows] of the scratch."""
+        return self.scratch.raw[:, : self.n_rows]
 
     @abstractmethod
     def _bundles(self, rows: np.ndarray) -> np.ndarray:
@@ -113,11 +126,17 @@ class FittedPredictor(Predictor):
 
     def predict(self, x: np.ndarray) -> np.ndarray:
         """Ids in the fit's scratch: valid until the next `predict` of any of its layers."""
-        raw, s, n = self.raw(x), self.scratch, self.n_bundles
-        above = s.above[: len(raw)]
-        np.greater(raw, self._cut, out=above)
-        bundles = self._bundles(np.flatnonzero(above))
-        wanted = s.wanted[:n]
+        self.score(x)
+        return self.chosen()
+
+    def chosen(self) -> np.ndarray:
+        """What the scores that were made last say."""
+        s, n = self.scratch, self.n_bundles
+        self.choose(s.count)
+        rows = s.ids[: int(s.count[0])]
+        if self.in_order:
+            return rows
+        bundles, wanted = self._bundles(rows), s.wanted[:n]
         wanted.fill(False)
         if self.layer.unit == 1:
             wanted[bundles] = True
@@ -127,6 +146,21 @@ class FittedPredictor(Predictor):
         ids = s.ids[: found.size]
         ids[:] = found
         return ids
+
+    def choose(self, count: np.ndarray) -> None:
+        """The rows whose scores are high enough, ascending, to the front of the scratch's `ids`;
+        how many into int64 count[0].  One operator."""
+        self.kernels.above(self.scores, self._cut, self.scratch.ids, count)
+
+    @property
+    def chosen_ids(self) -> np.ndarray:
+        """Where `choose` puts them: int32, room for every row."""
+        return self.scratch.ids[: self.n_rows]
+
+    @property
+    def in_order(self) -> bool:
+        """Whether a row is the bundle of its number, so that `choose` says it all."""
+        return self._in_order and self.layer.unit == 1
 
     def _spread(self, bundles: np.ndarray, wanted: np.ndarray) -> None:
         """Where one member of a unit is predicted, all of it is."""

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..cache import Policy
-from ..offload.pick import most_recent
+from ..offload.taking import most_recent
 
 
 @dataclass(frozen=True, eq=False)
