@@ -140,8 +140,6 @@ cdef extern from "fl_kernels.h" nogil:
                            float *out)
     void fl_op_rope(const fl_engine *e, float *x, const float *cosines, const float *sines,
                     int64_t n_tokens, int64_t n_heads, int64_t head_dim, int64_t half)
-    void fl_op_activate(const fl_engine *e, fl_activation kind, const float *pre, const float *up,
-                        int64_t n, float *out)
     int64_t fl_op_active_ids(const float *pre, const float *cut, int64_t n_tokens, int64_t n,
                              int32_t *out)
     ctypedef enum fl_share:
@@ -227,6 +225,7 @@ cdef extern from "fl_calls.h" nogil:
         FL_CALL_PREPARE
         FL_CALL_LINEAR
         FL_CALL_NEURONS
+        FL_CALL_ACTIVATE
         FL_CALL_ACCUMULATE
         FL_CALL_LOW_BIT
         FL_CALL_ABOVE
@@ -247,6 +246,12 @@ cdef extern from "fl_calls.h" nogil:
         fl_items items
         float *out
         int64_t out_stride
+    ctypedef struct fl_activate_call:
+        fl_activation kind
+        const float *pre
+        const float *up
+        int64_t n
+        float *out
     ctypedef struct fl_accumulate_call:
         const float *coef
         int64_t coef_stride, n_tokens
@@ -310,6 +315,7 @@ cdef extern from "fl_calls.h" nogil:
         int phase
         fl_linear_call linear
         fl_neurons_call neurons
+        fl_activate_call activate
         fl_accumulate_call sums
         fl_low_bit_call bits
         fl_above_call above
@@ -775,15 +781,16 @@ cdef class NativeKernels:
 
     def activate(self, int kind, const float[:, ::1] pre not None, const float[:, ::1] up,
                  float[:, ::1] out not None):
-        self.only_now()
-        cdef const float *up_values = NULL
+        cdef fl_call call
+        call.kind, call.activate.kind = FL_CALL_ACTIVATE, <fl_activation>kind
+        call.activate.pre = &pre[0, 0]
+        call.activate.up = NULL
         if up is not None:
-            up_values = &up[0, 0]
-        cdef int64_t started = now_ns()
-        with nogil:
-            fl_op_activate(&self.engine, <fl_activation>kind, &pre[0, 0], up_values,
-                           pre.shape[0] * pre.shape[1], &out[0, 0])
-        self.clock.add(started)
+            call.activate.up = &up[0, 0]
+        call.activate.n, call.activate.out = pre.shape[0] * pre.shape[1], &out[0, 0]
+        self.make(&call)
+        if self.recording is not None:
+            self.recording.kept += (pre.base, None if up is None else up.base, out.base)
 
     def mix_tokens(self, int kind, const float[:, ::1] x not None, const float[::1] last not None,
                    tuple shares not None, float[:, :, ::1] out not None):

@@ -41,6 +41,7 @@ static fl_kernel_status attend(const fl_engine *e, const fl_attend_call *c, int6
 fl_kernel_status fl_make_call(const fl_engine *e, const fl_call *call, int64_t position)
 {
     const fl_linear_call *l = &call->linear;
+    const fl_activate_call *t = &call->activate;
     const fl_accumulate_call *a = &call->sums;
     const fl_low_bit_call *b = &call->bits;
     const fl_above_call *o = &call->above;
@@ -57,6 +58,9 @@ fl_kernel_status fl_make_call(const fl_engine *e, const fl_call *call, int64_t p
                             l->out, l->out_stride);
     case FL_CALL_NEURONS:
         return neurons(e, &call->neurons);
+    case FL_CALL_ACTIVATE:
+        fl_op_activate(e, t->kind, t->pre, t->up, t->n, t->out);
+        break;
     case FL_CALL_ACCUMULATE:
         return fl_op_accumulate(e, a->coef, a->coef_stride, a->n_tokens, &a->piece, &a->items, a->y,
                                 a->y_stride);

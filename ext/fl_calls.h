@@ -11,6 +11,7 @@ typedef enum {
     FL_CALL_PREPARE,
     FL_CALL_LINEAR,
     FL_CALL_NEURONS,
+    FL_CALL_ACTIVATE,
     FL_CALL_ACCUMULATE,
     FL_CALL_LOW_BIT,
     FL_CALL_ABOVE,
@@ -44,6 +45,13 @@ typedef struct {
     fl_activation kind;
     float *pre, *up, *y;
 } fl_neurons_call;
+
+typedef struct {
+    fl_activation kind;
+    const float *pre, *up;
+    int64_t n;
+    float *out;
+} fl_activate_call;
 
 typedef struct {
     const float *coef;
@@ -113,6 +121,7 @@ typedef struct {
     union {
         fl_linear_call linear;
         fl_neurons_call neurons;
+        fl_activate_call activate;
         fl_accumulate_call sums;
         fl_low_bit_call bits;
         fl_above_call above;

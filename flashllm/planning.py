@@ -41,7 +41,7 @@ LABELS = {
     -1: "kept: routers",
     0: "kept: attention and head",
     1: "kept: deciding planes",
-    2: "kept: FFN bundles",
+    2: "kept: FFN",
 }
 KEPT_ROWS = "kept: embedding rows"  # of planes without a rank
 PAGE_TABLES_KEPT = "page tables of kept weights"

@@ -350,8 +350,9 @@ def test_a_fit_beside_the_container_is_used(tmp_path, capsys):
 
 @pytest.mark.parametrize("variant", ["llama-mha", "qwen3"])
 def test_density_of_a_model_without_zeros(variant, tmp_path, monkeypatch):
-    plain, path = str(tiny.container(tmp_path, variant, quant="int8")), str(tmp_path / "s.flash")
-    with LLM(plain) as llm, pytest.raises(UnsupportedError, match="--bundle split"):
+    plain, path = tmp_path / f"{variant}.flash", str(tmp_path / "s.flash")
+    tiny.container(tmp_path, variant, quant="int8", bundle="all")
+    with LLM(str(plain)) as llm, pytest.raises(UnsupportedError, match="relayout --bundle split"):
         calibrate(llm, "a fox", densities=[0.5], n_tokens=9)
     relayout(plain, path, bundle="split", per_frame=2)
     with pytest.raises(UsageError, match="needs a density"):
@@ -381,10 +382,10 @@ def test_density_of_a_model_without_zeros(variant, tmp_path, monkeypatch):
 
 
 def test_density_from_the_command_line(tmp_path, capsys):
-    plain, path = str(tiny.container(tmp_path, "llama-mha")), str(tmp_path / "s.flash")
+    plain, path = str(tiny.checkpoint(tmp_path, "llama-mha")), str(tmp_path / "s.flash")
     text = tmp_path / "t.txt"
     text.write_text("a fox was old! " * 20)
-    assert main(["relayout", plain, "-o", path, "--bundle", "split"]) == 0
+    assert main(["convert", plain, path, "--bundle", "split"]) == 0
     fit = ["fit", path, "--text", str(text), "--density", "0.45"]
     assert main([*fit, "--recall", "0.9"]) == 2 and "--recall" in capsys.readouterr().err
     assert main([*fit, "--json"]) == 0

@@ -213,6 +213,8 @@ def _ffn(config: ModelConfig, weights: Weights, ours: str, theirs: str) -> Itera
         name = f"{theirs}.{PIECES[piece]}.weight"
         if piece == deciding and weights.has_plane(f"{ours}.deciding"):
             yield weights.rows(name, f"{ours}.deciding")
+        elif weights.has_plane(f"{ours}.down"):
+            yield weights.rows(name, f"{ours}.{piece}")
         else:
             yield weights.piece(name, f"{ours}.ffn", piece)
     if config.family == "opt":

@@ -125,6 +125,8 @@ def rank_of(name: str, container: Container, acquired: Collection[str]) -> int |
     last = name.rsplit(".", 1)[-1]
     if last == "deciding" and name in acquired:
         return 2
+    if last in ("gate", "up", "down") and name.rpartition(".")[0] + ".down" in container.planes:
+        last = "ffn"  # by rows
     if last == "ffn" and any(other.endswith(".router") for other in container.planes):
         return 0
     return {"router": -1, "deciding": 1, "ffn": 2, "experts": 2, "neurons": 2}.get(last, 0)

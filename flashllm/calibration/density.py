@@ -12,6 +12,7 @@ import numpy as np
 
 from ..api import LLM
 from ..errors import UnsupportedError, UsageError
+from ..models.base import bundling
 from ..predictors.magnitude import Magnitudes
 from .recording import observe_text
 
@@ -45,9 +46,10 @@ def calibrate(
         )
     layers = [i for i in range(llm.config.n_layers) if f"layers.{i}.deciding" in planes]
     if not layers:
-        raise UnsupportedError(
-            f"{path}: deciding rows lie in the bundles; flashllm relayout --bundle split parts them"
-        )
+        how = "in the bundles; flashllm relayout --bundle split parts them"
+        if bundling(planes) == "rows":
+            how = "with an FFN by rows, of which all is read: convert with --bundle split"
+        raise UnsupportedError(f"{path}: deciding rows lie {how}")
     densities = tuple(sorted(set(densities)))
     counts = {layer: np.zeros(N_BINS, np.int64) for layer in layers}
 

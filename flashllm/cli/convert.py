@@ -37,8 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--order", metavar="TRACE", help="lay neurons out by a trace of a "
                         "container that keeps this input's order")
     parser.add_argument("--bundle", choices=BUNDLINGS, help="where an FFN neuron's deciding row "
-                        "lies: in its bundle (all) or in a plane apart (split); default: split "
-                        "where the model is naturally sparse")
+                        "lies: in its bundle (all) or in a plane apart (split); rows: no neurons, "
+                        "every matrix of a dense FFN by rows; default: split where the model is "
+                        "naturally sparse, rows where it is not")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
     parser.add_argument("--json", action="store_true", help="the report as JSON on stdout")
 

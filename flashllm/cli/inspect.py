@@ -45,6 +45,8 @@ def _layout(planes) -> str | None:
         if name.endswith(".ffn"):
             sizes.add(plane.per_frame)
             pieces = " | ".join(piece.name for piece in plane.pieces)
+    if bundle == "rows":
+        return "rows (each matrix of an FFN in a plane of its own)"
     if bundle is None or not sizes:
         return None
     apart = ", deciding rows in planes of their own" if bundle == "split" else ""

@@ -6,7 +6,6 @@ import argparse
 import sys
 
 from ..conversion.relayout import relayout
-from ..models.base import BUNDLINGS
 from .options import whole
 from .progress import Progress
 
@@ -15,8 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("model", help="a .flash container")
     parser.add_argument("--trace", help="a trace of this very container; default: no new order")
     parser.add_argument("-o", "--output", required=True, help="the .flash file to write")
-    parser.add_argument("--bundle", choices=BUNDLINGS, help="all: a neuron's deciding row lies in "
-                        "its bundle too (for --mode approx); split: apart; default: as it is")
+    parser.add_argument("--bundle", choices=("all", "split"), help="all: a neuron's deciding row "
+                        "lies in its bundle too (for --mode approx); split: apart; default: as it "
+                        "is")
     parser.add_argument("--per-frame", type=whole(1), help="bundles per frame; default: with "
                         "--trace or --bundle all one, or as few as padding allows")
     parser.add_argument("--overwrite", action="store_true", help="replace an existing output")

@@ -32,7 +32,7 @@ from .resolve import Resolved
 from .source import ItemSource
 
 # Part of a container's identity: raised whenever the same input would give other bytes.
-CONVERTER_VERSION = 1
+CONVERTER_VERSION = 2
 
 Progress = Callable[[int, int, str], None]
 
@@ -79,8 +79,9 @@ def convert(
     and biases are float32 in each.  codec: "auto" measures and decides (the report's `codecs` says
     what), or a codec's name for every plane that it can code.  order: layer -> int array of the
     checkpoint's neuron at each place of the file.  bundle: "split" keeps the FFN's deciding rows
-    in planes of their own, "all" puts them into the bundles (Roles.arranged); None: split where the
-    family is naturally sparse, all where it is not.  frame_bytes: the size of all frames, for
+    in planes of their own, "all" puts them into the bundles, "rows" makes each matrix of a dense
+    FFN a plane of its rows (Roles.arranged); None: split where the family is naturally sparse, rows
+    where it is not.  frame_bytes: the size of all frames, for
     experiments.  flash_bytes_per_s: what the target device reads; with it decoding is
     measured too and the codec decided by what streams fastest.
     tokenizer: a tokenizer.json, or an RWKV World vocabulary, instead of what the source has.

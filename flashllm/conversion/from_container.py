@@ -25,6 +25,7 @@ from ..predictors.fit import is_fit_blob
 from ..quant import WEIGHT_TYPES
 from ..regular import drop_page_cache, read_exactly
 
+BLOCK_BYTES = 8 * 2**20  # of decoded bundles
 RUN_BYTES = 2**20  # of neighbouring frames read at once: frames may be of one neuron
 
 
@@ -158,11 +159,17 @@ class ContainerCheckpoint(Checkpoint):
     def stored_rows(self, name: str, start: int, stop: int) -> np.ndarray:
         if name in self._vectors:
             return self._vectors[name][start:stop]
-        _, _, _, shape, transposed = self._planes[name]
+        _, piece, _, shape, transposed = self._planes[name]
         if not transposed:
             return self._items(name, start, stop)
-        # every bundle for a few rows: right, slow, and needed by nobody but small models
-        return np.ascontiguousarray(self._items(name, 0, shape[1])[:, start:stop].T)
+        # every bundle for a few rows, and again for the next: slow, and a block is all it holds
+        step, rows = max(1, BLOCK_BYTES // (4 * piece.n_cols)), None
+        for first in range(0, shape[1], step):
+            items = self._items(name, first, min(first + step, shape[1]))
+            if rows is None:
+                rows = np.empty((stop - start, shape[1]), items.dtype)
+            rows[:, first : first + step] = items[:, start:stop].T
+        return rows
 
     def columns(self, name: str, start: int, stop: int) -> np.ndarray | None:
         return self._items(name, start, stop) if self._planes[name][4] else None

@@ -14,7 +14,7 @@ from ..checkpoints import Checkpoint
 from ..codecs import CODECS
 from ..codecs.choice import measure_codec
 from ..errors import UsageError
-from ..models.base import BUNDLINGS
+from ..models.base import BUNDLINGS, bundling
 from ..units import align_up
 from .layout import (
     ALIGNMENTS,
@@ -57,7 +57,10 @@ def plan_conversion(
 ) -> Plan:
     """Decides everything; reads a sample per group of planes and writes nothing."""
     resolved = resolve(checkpoint)
-    roles = resolved.roles if bundle is None else resolved.roles.arranged(bundle)
+    roles = resolved.roles.arranged(bundle or "rows")
+    if bundle == "rows" and bundling([role.name for role in roles.planes]) != "rows":
+        raise UsageError(f"{checkpoint.path}: bundling rows is for FFNs of which every token needs "
+                         f"all; with {resolved.config.activation} this model has none")
     laid_out = []
     for role in roles.planes:
         pieces, parts = lay_out_plane(role, stored_types(resolved, checkpoint, role), quant)
@@ -157,6 +160,9 @@ def check_order(order: dict[int, np.ndarray] | None, plan: Plan) -> dict[int, np
     config, checked = plan.resolved.config, {}
     if order and any(plane.role.use == "experts" for plane in plan.planes):
         raise UsageError("an order of neurons is not defined for a model with experts")
+    if order and bundling([plane.role.name for plane in plan.planes]) == "rows":
+        raise UsageError("an order of neurons is not defined where an FFN lies by rows: ask for "
+                         "bundle all")
     for layer, ids in (order or {}).items():
         ids = np.asarray(ids)
         n = config.intermediate_size

@@ -71,13 +71,17 @@ def relayout(
 
     trace: of that very container: its order by co-activation, and what tokens use of each layer,
     which the new container carries (tracing/activity.py); None keeps the order.
-    bundle: "all" or "split" (Roles.arranged); None keeps the arrangement.
+    bundle: "all" or "split" (Roles.arranged); None keeps the arrangement.  From and to "rows" there
+    is no way that carries every bit.
     per_frame: bundles in a frame of every layer of neurons; None takes as few as padding allows
     with a trace or bundle "all", which are for picking, what a conversion would with "split".
     UsageError for a trace of another container or nothing to do; the rest as `convert` raises.
     """
     started, output = time.monotonic(), Path(output)
     check_bundle(bundle)
+    by_rows = "rows of a down projection have scales of their own, which no neuron has: convert "
+    if bundle == "rows":
+        raise UsageError(f"{by_rows}the checkpoint, or {input}, with bundle rows")
     if trace is None and bundle is None and per_frame is None:
         raise UsageError("nothing to lay out anew: give a trace, a bundling or bundles per frame")
     recorded = None if trace is None else read_trace(trace)
@@ -87,6 +91,8 @@ def relayout(
                              f"{input} is {source.digest[:16]}…")
         if recorded is not None and not recorded.layers[0].plane.endswith(".ffn"):
             raise UsageError(f"{trace} is of {recorded.layers[0].plane}: it orders no neurons")
+        if bundling(source.planes) == "rows":
+            raise UsageError(f"{by_rows}the checkpoint, or {input}, with bundle all or split")
         expect_other(output, input, "the source")
         picked = recorded is not None or bundle == "all"
         made = targets(source, bundle=bundle, per_frame=per_frame, picked=picked)

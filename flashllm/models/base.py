@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, ClassVar
 
 from ..errors import FormatError, UnsupportedError
@@ -36,8 +36,9 @@ ACTIVATIONS = {
     "gelu": ("gelu", "gelu_python"),
     "gelu_tanh": ("gelu_tanh", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"),
 }
-# Where a neuron's deciding row lies: in its bundle, or in a plane beside it.
-BUNDLINGS = ("all", "split")
+# Where a neuron's deciding row lies: in its bundle, or in a plane beside it.  "rows": there are no
+# neurons, each matrix is a plane of its own rows.
+BUNDLINGS = ("all", "split", "rows")
 # Exactly zero for every non-positive pre-activation: an inactive neuron need not be read.
 SPARSE_ACTIVATIONS = ("relu", "relu2")
 
@@ -56,12 +57,13 @@ class TensorRole:
     """One checkpoint tensor: the first of `names` that exists, of exactly this `shape`.
 
     `transposed`: the items are the columns of the stored matrix (a down projection is stored
-    [hidden, intermediate]; a neuron's piece is a column).
+    [hidden, intermediate]; a neuron's piece is a column).  Which tensor it is does not depend on
+    it.
     """
 
     names: tuple[str, ...]
     shape: tuple[int, ...]
-    transposed: bool = False
+    transposed: bool = field(default=False, compare=False)
 
     @property
     def n_items(self) -> int:
@@ -135,7 +137,10 @@ class Roles:
 
     def arranged(self, bundle: str) -> Roles:
         """The same tensors with every FFN's deciding rows in a plane of their own ("split") or at
-        the head of the bundles ("all").  Vectors keep their names."""
+        the head of the bundles ("all"), or with every matrix of a dense FFN in a plane of its own
+        rows ("rows"): what is sparse stays bundled.  Vectors keep their names."""
+        if bundle == "rows":
+            return replace(self, planes=tuple(r for plane in self.planes for r in _by_rows(plane)))
         planes: list[PlaneRole] = []
         for plane in self.planes:
             layer, _, last = plane.name.rpartition(".")
@@ -155,11 +160,22 @@ class Roles:
         return replace(self, planes=tuple(planes))
 
 
+def _by_rows(plane: PlaneRole) -> list[PlaneRole]:
+    layer, _, last = plane.name.rpartition(".")
+    if last != "ffn" or plane.kind != "bundles" or plane.use != "dense":
+        return [plane]
+    tensors = dict(plane.tensors)
+    tensors["down"] = replace(tensors["down"], transposed=not tensors["down"].transposed)
+    return [rows(f"{layer}.{name}", tensor) for name, tensor in tensors.items()]
+
+
 def bundling(planes: Collection[str]) -> str | None:
-    """How the planes of a container are arranged: "split" or "all" (Roles.arranged); None where no
-    layer has an FFN of single neurons."""
+    """How the planes of a container are arranged: "split", "all" or "rows" (Roles.arranged); None
+    where no layer has an FFN of single neurons."""
     if any(name.endswith(".deciding") for name in planes):
         return "split"
+    if any(name.endswith(".down") for name in planes):
+        return "rows"
     return "all" if any(name.endswith(".ffn") for name in planes) else None
 
 

@@ -65,7 +65,7 @@ class DecoderModel(ApproximateFFN, ABC):
         self.clock = kernels.clock
         self.max_tokens = max_tokens
         self.scratch = Scratch(self.scratch_widths(config), max_tokens)
-        self.activations = kernels.activations(max_tokens, self.widest_input(config))
+        self.activations = kernels.activations(max_tokens, self._widest(config))
         self.views = {
             name: {piece.name: _piece_view(plane, piece) for piece in plane.pieces}
             for name, plane in planes.items()
@@ -89,7 +89,7 @@ class DecoderModel(ApproximateFFN, ABC):
     def chunk_bytes(cls, config, n: int, kernels, embed_stride: int) -> int:
         """What a pass of n tokens works in."""
         return (Scratch.bytes_needed(cls.scratch_widths(config), n)
-                + kernels.activation_bytes(n, cls.widest_input(config))
+                + kernels.activation_bytes(n, cls._widest(config))
                 + n * embed_stride + 4 * config.hidden_size * n)  # fmt: skip
 
     # -- what a family says about itself
@@ -102,13 +102,25 @@ class DecoderModel(ApproximateFFN, ABC):
     @classmethod
     @abstractmethod
     def widest_input(cls, config) -> int:
-        """Columns of the widest matrix, which the prepared activations must hold."""
+        """Columns of the widest matrix, which the prepared activations must hold, where a dense
+        FFN lies in bundles."""
+
+    @classmethod
+    def _widest(cls, config) -> int:
+        """The same wherever it lies: a down projection's rows are as wide as there are neurons."""
+        return max(cls.widest_input(config), 0 if config.sparse else config.intermediate_size)
 
     def layer_planes(self, layer: int) -> tuple[str, ...]:
         """Planes of one layer in the order in which `forward` walks them."""
         prefix = f"layers.{layer}."
-        deciding = (prefix + "deciding",) if prefix + "deciding" in self.planes else ()
-        return (prefix + "qkv", prefix + "o", *deciding, prefix + "ffn")
+        return (prefix + "qkv", prefix + "o", *self.ffn_planes(layer))
+
+    def ffn_planes(self, layer: int) -> tuple[str, ...]:
+        """Those of its FFN."""
+        prefix = f"layers.{layer}."
+        by_rows = prefix + "down" in self.planes
+        names = ("gate", "up", "down") if by_rows else ("deciding", "ffn")
+        return tuple(prefix + name for name in names if prefix + name in self.planes)
 
     @abstractmethod
     def _hidden(self, ids: np.ndarray, state: SequenceState | StateGroup) -> np.ndarray:
@@ -285,7 +297,8 @@ class DecoderModel(ApproximateFFN, ABC):
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray, *, begun: bool = False) -> None:
         """The layer's FFN of normed x [T, hidden_size] into `out`, biases included.
 
-        The bits do not depend on how the container arranges a neuron's pieces.
+        The bits do not depend on where in the container a neuron's pieces lie; those of an FFN by
+        rows are others (docs/ARITHMETIC.md).
         """
         if self._approximating and self.approximate_ffn(layer, x, out, begun):
             return
@@ -294,6 +307,8 @@ class DecoderModel(ApproximateFFN, ABC):
             self.sparse_ffn(layer, x, out, begun=begun)
         elif self.config.sparse:
             self.bundled_ffn(layer, x, out)
+        elif f"layers.{layer}.down" in self.planes:
+            self.ffn_by_rows(layer, x, out)
         else:
             (self.apart_ffn if apart else self.dense_ffn)(layer, x, out)
 
@@ -478,6 +493,21 @@ class DecoderModel(ApproximateFFN, ABC):
         else:
             self._add_bundles(prefix, plane, first, leases, out)
         self._add_bias(prefix + "ffn.bias", out)
+        self.clock.phase = ATTENTION
+
+    def ffn_by_rows(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+        """FFN without natural sparsity whose matrices lie by rows: dots all through."""
+        prefix, n_tokens, n = f"layers.{layer}.", x.shape[0], self.config.intermediate_size
+        self.clock.phase = FFN
+        first, up = "up", None
+        if self.config.gated:
+            first, up = "gate", self.scratch.view("up", n_tokens, n)
+        pre = self.scratch.view("decided", n_tokens, n)
+        self.linear(prefix + first, x, pre, bias=f"{prefix}{first}.bias")
+        if up is not None:
+            self.linear(prefix + "up", x, up, bias=prefix + "up.bias")
+        self.kernels.activate(self.config.activation, pre, up, pre)
+        self.linear(prefix + "down", pre, out, bias=prefix + "ffn.bias")
         self.clock.phase = ATTENTION
 
     def _add_bundles(self, prefix: str, plane: str, first: str, leases, out: np.ndarray) -> None:

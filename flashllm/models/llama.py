@@ -150,8 +150,8 @@ class LlamaModel(DecoderModel):
             and self.approximation is None
             and self.observer is None
             and prefix + "deciding" not in self.planes
-            and prefix not in self._inner_biases
-            and self.store.held(prefix + "ffn") is not None
+            and (prefix not in self._inner_biases or prefix + "down" in self.planes)
+            and all(self.store.held(name) is not None for name in self.ffn_planes(layer))
         )
 
     def _norm_added(self, name: str, added: np.ndarray) -> None:

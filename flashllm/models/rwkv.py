@@ -67,9 +67,8 @@ class RWKVModel(DecoderModel):
 
     def layer_planes(self, layer: int) -> tuple[str, ...]:
         channel = ("receptance",) if self.config.has_receptance else ()
-        deciding = ("deciding",) if f"layers.{layer}.deciding" in self.planes else ()
-        names = (*self.time_mix.planes(layer), *channel, *deciding, "ffn")
-        return tuple(f"layers.{layer}.{name}" for name in names)
+        before = tuple(f"layers.{layer}.{n}" for n in (*self.time_mix.planes(layer), *channel))
+        return before + self.ffn_planes(layer)
 
     # -- the pass
 
