@@ -406,6 +406,10 @@ cdef class PhaseClock:
         self.ns[self.phase & 7] += now_ns() - started
 
 
+# So long is waited for reads before somebody looks whether Ctrl-C was pressed.
+cdef enum:
+    SLICE_NS = 100_000_000
+
 # Of a recording, so many are made between two looks at whether somebody pressed Ctrl-C.
 cdef enum:
     CALLS_AT_ONCE = 32
@@ -614,17 +618,12 @@ cdef class NativeKernels:
             self.recording.kept += (values.base, ids.base, count.base)
             self.recording.kept.append(None if cut is None else cut.base)
 
-    def decided(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
-                const float[::1] scales not None, int64_t scale_stride, tuple deciding,
-                tuple second, tuple down not None, const uint64_t[::1] addresses not None,
-                const int32_t[::1] ids not None, const int64_t[::1] count not None, int kind,
-                float[:, ::1] decided not None, const float[::1] bias, float[:, ::1] pre not None,
-                float[:, ::1] up, int32_t[::1] active not None, float[:, ::1] y not None,
-                int64_t[::1] added not None, bint counted):
-        """Of `ids` the first count[0]; `counted`: by a call that a repetition makes as well."""
-        cdef fl_call call
-        if not counted:
-            self.only_now()
+    cdef int decided_call(self, fl_call *call, const float[:, ::1] x, const uint8_t[::1] q,
+                          int64_t q_stride, const float[::1] scales, int64_t scale_stride,
+                          tuple deciding, tuple second, tuple down, const uint64_t[::1] addresses,
+                          const int32_t[::1] ids, int kind, float[:, ::1] decided,
+                          const float[::1] bias, float[:, ::1] pre, float[:, ::1] up,
+                          int32_t[::1] active, float[:, ::1] y) except -1:
         call.kind = FL_CALL_DECIDED
         call.decided.acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride, NULL)
         if x is not None:
@@ -636,18 +635,74 @@ cdef class NativeKernels:
             call.decided.second = piece_of(second)
         call.decided.down, call.decided.kind = piece_of(down), <fl_activation>kind
         call.decided.items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
-        call.decided.count, call.decided.bias = &count[0], values_of(bias)
+        call.decided.bias = values_of(bias)
         call.decided.decided, call.decided.n_decided = &decided[0, 0], decided.shape[1]
         call.decided.pre, call.decided.y, call.decided.up = &pre[0, 0], &y[0, 0], NULL
         if up is not None:
             call.decided.up = &up[0, 0]
-        call.decided.active, call.decided.added = &active[0], &added[0]
+        call.decided.active = &active[0]
+        return 0
+
+    def decided(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
+                const float[::1] scales not None, int64_t scale_stride, tuple deciding,
+                tuple second, tuple down not None, const uint64_t[::1] addresses not None,
+                const int32_t[::1] ids not None, const int64_t[::1] count not None, int kind,
+                float[:, ::1] decided not None, const float[::1] bias, float[:, ::1] pre not None,
+                float[:, ::1] up, int32_t[::1] active not None, float[:, ::1] y not None,
+                int64_t[::1] added not None, bint counted):
+        """Of `ids` the first count[0]; `counted`: by a call that a repetition makes as well."""
+        cdef fl_call call
+        if not counted:
+            self.only_now()
+        self.decided_call(&call, x, q, q_stride, scales, scale_stride, deciding, second, down,
+                          addresses, ids, kind, decided, bias, pre, up, active, y)
+        call.decided.count, call.decided.added = &count[0], &added[0]
         self.make(&call)
         if self.recording is not None:
             self.recording.kept += (q.base, scales.base, addresses.base, ids.base, count.base)
             self.recording.kept += (decided.base, pre.base, active.base, y.base, added.base)
             self.recording.kept += (None if x is None else x.base, None if up is None else up.base,
                                     None if bias is None else bias.base)
+
+    def decided_arriving(self, const float[:, ::1] x, const uint8_t[::1] q not None,
+                         int64_t q_stride, const float[::1] scales not None, int64_t scale_stride,
+                         tuple deciding, tuple second, tuple down not None,
+                         const uint64_t[::1] addresses not None, const int32_t[::1] ids not None,
+                         int kind, float[:, ::1] decided not None, const float[::1] bias,
+                         float[:, ::1] pre not None, float[:, ::1] up,
+                         int32_t[::1] active not None, float[:, ::1] y not None,
+                         Bring bring not None):
+        """`decided` for each part of what `bring` brings of `ids`, as it arrives; how many were
+        added.  ReadFailure as Bring.next."""
+        cdef fl_call call
+        cdef fl_failure failure
+        cdef fl_kernel_status status = FL_KERNEL_OK
+        cdef int answer
+        cdef int64_t started, some, added, n_added = 0
+        cdef int64_t *ns = &self.clock.ns[self.clock.phase & 7]
+        self.only_now()
+        if bring.c.ids != &ids[0] or bring.c.n_ids != <size_t>ids.shape[0]:
+            raise ValueError("other items are being brought")
+        self.decided_call(&call, x, q, q_stride, scales, scale_stride, deciding, second, down,
+                          addresses, ids, kind, decided, bias, pre, up, active, y)
+        call.decided.count, call.decided.added = &some, &added
+        while True:
+            with nogil:
+                answer = fl_bring_next(&bring.c, SLICE_NS, &failure)
+                some = <int64_t>(bring.c.stop - bring.c.from_)
+                if answer == FL_READ_OK and some > 0:
+                    started = now_ns()
+                    call.decided.items.ids = bring.c.ids + bring.c.from_
+                    call.decided.items.n = some
+                    status = fl_make_call(&self.engine, &call, -1)
+                    n_added += added
+                    ns[0] += now_ns() - started
+            if answer != FL_READ_OK and answer != FL_TIMEOUT:
+                raise _bring_failure(answer, &failure)
+            self.check(status)
+            if answer == FL_READ_OK and bring.c.from_ == bring.c.n_ids:
+                return n_added
+            PyErr_CheckSignals()
 
     def linear(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
                float[::1] scales not None, int64_t scale_stride, bint quantised,
@@ -945,6 +1000,30 @@ cdef extern from "fl_frames.h" nogil:
     void *fl_frames_scatter(const fl_frames *t, const fl_scatter *s, fl_batch *batch,
                             int *refused)
 
+cdef extern from "fl_bring.h" nogil:
+    ctypedef struct fl_bring:
+        const fl_frames *tables
+        fl_reader *reader
+        uint64_t *addresses
+        const int32_t *frame_slot
+        const int32_t *ids
+        size_t n_ids
+        int64_t per_frame
+        const int32_t *first
+        const int32_t *missing
+        const int64_t *offset
+        const int64_t *length
+        uint64_t *targets
+        size_t n_extents
+        uint64_t halves[2]
+        uint64_t half_bytes, step, trash
+        size_t from_ "from"
+        size_t stop, n_submitted
+        int64_t wait_ns, n_bytes
+    int fl_bring_start(fl_bring *b, fl_failure *failure)
+    int fl_bring_next(fl_bring *b, int64_t slice_ns, fl_failure *failure)
+    void fl_bring_end(fl_bring *b)
+
 cdef extern from "fl_slots.h" nogil:
     ctypedef struct fl_slots:
         size_t n_frames, n_most
@@ -1062,6 +1141,10 @@ cdef class SlotTables:
     looked at once; they stay the caller's and must not be replaced.  See fl_slots.h."""
     cdef fl_slots c
     cdef tuple _kept  # keeps the memory
+    cdef readonly object addresses
+
+    def __init__(self, frame_slot, last_use, addresses, *others):
+        self.addresses = addresses
 
     def __cinit__(self, int32_t[::1] frame_slot, int32_t[::1] last_use, uint64_t[::1] addresses,
                   int32_t[::1] slot_frame, const uint64_t[::1] slot_address, int16_t[::1] pins,
@@ -1253,6 +1336,81 @@ cdef class Reader:
         return ticket
 
 
+cdef _bring_failure(int status, fl_failure *failure):
+    if status == FL_REFUSED and failure.kind == 0:
+        return ValueError("extents, frames and targets do not fit each other")
+    return _failure(status, failure)
+
+
+@cython.no_gc
+cdef class Bring:
+    """Items of a sparse plane, brought in parts; see fl_bring.h.  Deleting it waits for what is in
+    flight."""
+    cdef fl_bring c
+    cdef Reader reader
+    cdef FrameTables tables
+    cdef SlotTables slots
+    cdef tuple _kept  # keeps the memory
+
+    def __cinit__(self, Reader reader not None, FrameTables tables not None,
+                  SlotTables slots not None, const int32_t[::1] ids not None, int64_t per_frame,
+                  const int32_t[::1] first not None, const int64_t[::1] offset not None,
+                  const int64_t[::1] length not None, const int32_t[::1] missing not None,
+                  uint64_t[::1] targets not None, uint64_t half, uint64_t other_half,
+                  uint64_t half_bytes, uint64_t step, uint64_t trash):
+        """Submit what there is room for.  ids int32 ascending, of these slots' plane; the extents
+        and targets as Reader.submit_frames takes them."""
+        cdef fl_failure failure
+        cdef int status
+        cdef size_t n = offset.shape[0]
+        if (not ids.shape[0] or <size_t>length.shape[0] != n or <size_t>first.shape[0] != n + 1
+                or first[n] < 0 or missing.shape[0] < first[n] or targets.shape[0] < first[n]
+                or slots.c.n_frames != tables.c.n_frames):
+            raise ValueError("the arrays of a request do not fit each other")
+        self.reader, self.tables, self.slots = reader, tables, slots
+        self._kept = (ids, first, offset, length, missing, targets)
+        self.c.tables, self.c.reader = &tables.c, reader.reader
+        self.c.addresses, self.c.frame_slot = slots.c.addresses, slots.c.frame_slot
+        self.c.ids, self.c.n_ids, self.c.per_frame = &ids[0], ids.shape[0], per_frame
+        self.c.first, self.c.n_extents = &first[0], n
+        if n:
+            self.c.offset, self.c.length = &offset[0], &length[0]
+            self.c.missing, self.c.targets = &missing[0], &targets[0]
+        self.c.halves = [half, other_half]
+        self.c.half_bytes, self.c.step, self.c.trash = half_bytes, step, trash
+        with nogil:
+            status = fl_bring_start(&self.c, &failure)
+        if status != FL_READ_OK:
+            raise _bring_failure(status, &failure)
+
+    def __dealloc__(self):
+        with nogil:
+            fl_bring_end(&self.c)
+
+    def next(self):
+        """(from, stop): ids[from:stop] can be used until the next call; from == len(ids): all are
+        through.  ReadFailure for the first extent that cannot be read."""
+        cdef fl_failure failure
+        cdef int status = FL_TIMEOUT
+        while status == FL_TIMEOUT:
+            with nogil:  # in slices, so that a Ctrl-C is seen
+                status = fl_bring_next(&self.c, SLICE_NS, &failure)
+            if status == FL_TIMEOUT:
+                PyErr_CheckSignals()
+        if status != FL_READ_OK:
+            raise _bring_failure(status, &failure)
+        return self.c.from_, self.c.stop
+
+    def submitted(self):
+        """(extents, bytes) so far, and the nanoseconds that were waited for them."""
+        return self.c.n_submitted, self.c.n_bytes, self.c.wait_ns
+
+    def end(self):
+        """Wait for what is in flight; what was lent is absent again.  Idempotent."""
+        with nogil:
+            fl_bring_end(&self.c)
+
+
 @cython.no_gc
 cdef class NativeTicket:
     """One batch in the reader's queue.  Deleting it waits for what is in flight."""
@@ -1271,7 +1429,7 @@ cdef class NativeTicket:
         cdef int status = FL_TIMEOUT
         while status == FL_TIMEOUT:
             with nogil:  # in slices, so that a Ctrl-C is seen
-                status = fl_ticket_wait(self.ticket, upto, 100_000_000, &failure)
+                status = fl_ticket_wait(self.ticket, upto, SLICE_NS, &failure)
             if status == FL_TIMEOUT:
                 PyErr_CheckSignals()
         if status != FL_READ_OK:

@@ -14,6 +14,8 @@ from flashllm.calibration.sections import (
     low_rank_section,
     pack_planes,
 )
+from flashllm.container import open_container
+from flashllm.predictors.fit import fit_path
 from flashllm.predictors.header import Header
 from flashllm.predictors.scores import FittedLayer
 
@@ -63,3 +65,28 @@ def write(path: Path, *made) -> Path:
             recalls=RECALLS, layers=tuple(one[0] for one in made),
         ), numbers)  # fmt: skip
     return path
+
+
+def beside(path: str, model: str | None = None) -> int:
+    """Random low-rank predictors of every layer beside a container; how many.  `model`: the digest
+    of the container that they say they are of."""
+    with open_container(path) as container:
+        digest, config = model or container.digest, container.config
+    rng, made = np.random.default_rng(3), []
+    n, hidden = config["intermediate_size"], config["hidden_size"]
+    for number in range(config["n_layers"]):
+        section = low_rank_section(
+            rng.standard_normal((4, hidden)), rng.standard_normal((n, 4)), np.zeros(n), "int8"
+        )
+        made.append((FittedLayer(
+            layer=number, kind="low_rank", n_bundles=n, hidden_size=hidden, unit=1,
+            form={"rank": 4, "weight_type": "int8"}, thresholds=(1.0, -1.0), recall=(0.5, 0.9),
+            precision=(0.5, 0.4),
+        ), section))  # fmt: skip
+    with FitWriter(fit_path(path)) as writer:
+        numbers = [writer.add(one, section) for one, section in made]
+        writer.commit(Header(
+            model=digest, hidden_size=hidden, text=TEXT, text_name="t", n_tokens=100,
+            recalls=(0.5, 0.9), layers=tuple(one for one, _ in made),
+        ), numbers)  # fmt: skip
+    return len(made)

@@ -11,8 +11,6 @@ import pytest
 
 from flashllm import LLM, assembly
 from flashllm.calibration.density import LOWEST, N_BINS, PER_OCTAVE, calibrate, threshold
-from flashllm.calibration.fit_writer import FitWriter
-from flashllm.calibration.sections import low_rank_section
 from flashllm.cli.main import main
 from flashllm.container import open_container
 from flashllm.conversion.enlarge import inflate
@@ -32,14 +30,11 @@ from flashllm.kernels.base import PieceView, weight_code
 from flashllm.models import approximate
 from flashllm.offload.planner import Pace
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
-from flashllm.predictors.fit import fit_path
-from flashllm.predictors.header import Header
 from flashllm.predictors.magnitude import MAX_BYTES, density_path, read_magnitudes
-from flashllm.predictors.scores import FittedLayer
 from flashllm.probe.curve import DEFAULT_CURVE
 from flashllm.units import MIB
 
-from . import tiny
+from . import fits, tiny
 from .forced import nothing_recorded, opened
 from .tiny import GOLDEN
 
@@ -259,26 +254,6 @@ def _oracles(path):
     return {i: OraclePredictor(truth.n, truth=truth) for i, truth in enumerate(truths)}
 
 
-def fitted(path: str, digest: str, layers: list[int], n: int, hidden: int) -> None:
-    """A fit of random low-rank predictors beside the container."""
-    rng, made = np.random.default_rng(3), []
-    for layer in layers:
-        section = low_rank_section(
-            rng.standard_normal((4, hidden)), rng.standard_normal((n, 4)), np.zeros(n), "int8"
-        )
-        made.append((FittedLayer(
-            layer=layer, kind="low_rank", n_bundles=n, hidden_size=hidden, unit=1,
-            form={"rank": 4, "weight_type": "int8"}, thresholds=(1.0, -1.0), recall=(0.5, 0.9),
-            precision=(0.5, 0.4),
-        ), section))  # fmt: skip
-    with FitWriter(fit_path(path)) as writer:
-        numbers = [writer.add(layer, section) for layer, section in made]
-        writer.commit(Header(
-            model=digest, hidden_size=hidden, text="cd" * 32, text_name="t", n_tokens=100,
-            recalls=(0.5, 0.9), layers=tuple(layer for layer, _ in made),
-        ), numbers)  # fmt: skip
-
-
 @pytest.mark.parametrize("bundle", ["all", "split"])
 @pytest.mark.parametrize("share", [1.0, 0.4])
 @pytest.mark.parametrize("mode", ["approx", "exact"])
@@ -289,10 +264,7 @@ def test_repeated_tokens_say_and_count_the_same(
     """With the FFNs recorded, where they are operators alone, and through the interpreter."""
     path = str(tmp_path / "m.flash")
     relayout(tiny.container(tmp_path, "llama-relu"), path, bundle=bundle, per_frame=3)
-    with open_container(path) as container:
-        digest, config = container.digest, container.config
-    n_layers = config["n_layers"]
-    fitted(path, digest, range(n_layers), config["intermediate_size"], config["hidden_size"])
+    n_layers = fits.beside(path)
     how = {"ram_budget": "1GiB", "mode": mode, "audit": audit, "debug": True}
     how |= {"recall": 0.9} if mode == "approx" else {}
     how["store"] = {"mode": "cached"}  # otherwise measured times decide what is kept, thus hits
@@ -315,10 +287,7 @@ def test_repeated_tokens_say_and_count_the_same(
 
 def test_a_fit_beside_the_container_is_used(tmp_path, capsys):
     path = str(tiny.container(tmp_path, "llama-relu"))
-    with open_container(path) as container:
-        digest, config = container.digest, container.config
-    sizes = range(config["n_layers"]), config["intermediate_size"], config["hidden_size"]
-    fitted(path, digest, *sizes)
+    fits.beside(path)
     said = []
     for recall in ("0.5", "0.9"):
         for budget in ("500MiB", "1GiB"):
@@ -343,7 +312,7 @@ def test_a_fit_beside_the_container_is_used(tmp_path, capsys):
     assert "predictors" in capsys.readouterr().out
     assert main(["estimate", path, "--mode", "approx", "--recall", "0.95"]) == 2
     assert "fitted for up to 0.9" in capsys.readouterr().err
-    fitted(path, "ab" * 32, *sizes)
+    fits.beside(path, "ab" * 32)
     with pytest.raises(FitMismatchError):
         LLM(path, mode="approx")
 

@@ -208,6 +208,8 @@ class KernelSet(FusedOperators, RecurrentOperators, ABC):
         if self.closed:
             raise ClosedError(f"kernel set {self.name} is closed")
 
+    adds_arriving = False  # whether add_decided takes `arriving`
+
     # ---------------------------------------------------------------------------------- recording
 
     @contextmanager

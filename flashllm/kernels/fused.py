@@ -9,7 +9,7 @@ token takes is therefore counted in calls.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -223,6 +223,7 @@ class FusedOperators:
         added: np.ndarray,
         *,
         count: np.ndarray | None = None,
+        arriving: Any = None,
     ) -> None:
         """add_neurons of bundles `ids`, int32 ascending, by pre-activations decided[0, ids].
 
@@ -233,6 +234,7 @@ class FusedOperators:
                 int32 [>= n ids]: overwritten
         added   int64 [1]: how many neurons were added
         count   int64 [1]: of `ids` only the first count[0], which `above` has found
+        arriving  what brings the bundles (_core.Bring of these ids): parts are added as they come
         """
         deciding, second, down = pieces
         pre, up, active = room
@@ -260,10 +262,19 @@ class FusedOperators:
             if piece is not None:
                 self._check_dot(acts, addresses, piece, out)
         added[0] = 0
-        if n:
+        if n and arriving is not None:
+            added[0] = self._add_arriving(
+                acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y, arriving
+            )
+        elif n:
             self._add_decided(
                 acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
             )
+
+    def _add_arriving(
+        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y, arriving
+    ) -> int:
+        raise AssertionError(f"kernel set {self.name} adds nothing as it arrives")
 
     def _add_decided(
         self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added

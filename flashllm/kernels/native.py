@@ -101,6 +101,20 @@ class NativeSet(KernelSet):
             ACTIVATIONS[kind], decided, bias, pre, up, active, y, added, count is not None,
         )  # fmt: skip
 
+    adds_arriving = True
+
+    def _add_arriving(
+        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y, arriving
+    ) -> int:
+        deciding, second, down = pieces
+        dotted = deciding or second
+        q_stride, scale_stride = acts.strides(dotted.n_cols) if dotted else (0, 0)
+        return self._core.decided_arriving(
+            acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
+            deciding and deciding.ints, second and second.ints, down.ints, addresses, ids,
+            ACTIVATIONS[kind], decided, bias, pre, up, active, y, arriving,
+        )  # fmt: skip
+
     def _above(self, values, cut, ids, count) -> None:
         self._core.above(values, cut, ids, count)
 

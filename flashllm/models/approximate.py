@@ -157,18 +157,22 @@ class ApproximateFFN:
             ids = self._predict(predictor, x)
             self._begin_sum(layer, x, out)
         apart = f"layers.{layer}.deciding" in self.planes
-        active = (self._apart_sum if apart else self._bundled_sum)(layer, x, ids, out)
-        # Not the truth, even where it is audited: tokens must not depend on audits.
-        predictor.observe(active)
-        counts = PredictedCounts(predicted=ids.size, computed=active.size)
-        if self.approximation.auditing:
+        n_active = (self._apart_sum if apart else self._bundled_sum)(layer, x, ids, out)
+        counts = PredictedCounts(predicted=ids.size, computed=n_active)
+        auditing = self.approximation.auditing
+        if auditing or predictor.remembers:
+            decided = self.scratch.view("decided", 1, self.config.intermediate_size)
+            active = ids[decided[0, ids] > 0]
+            # Not the truth, even where it is audited: tokens must not depend on audits.
+            predictor.observe(active)
+        if auditing:
             self.clock.phase = PREDICT
             start = time.perf_counter_ns()
             part = Slice.of(self.config.intermediate_size, self.approximation.n_audits + layer)
             counts.true = self._audited(layer, x, part.ids())
             counts.audit_ns = time.perf_counter_ns() - start
             counts.guessed, counts.found = part.count(ids), part.count(active)
-        self._count_computed(layer, active.size, counts)
+        self._count_computed(layer, n_active, counts)
 
     def _predict(self, predictor: Predictor, x) -> np.ndarray:
         """Its ids; all of its time is `predict`, NumPy's too."""
@@ -181,29 +185,34 @@ class ApproximateFFN:
         clock.phase = FFN
         return ids
 
-    def _apart_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
+    def _apart_sum(self, layer: int, x, ids: np.ndarray, out) -> int:
         """Sum of the neurons `ids` whose deciding rows lie apart: those are read first, then the
-        bundles of what is active, into `out`, which is 0.  Returns the active ids."""
-        deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
+        bundles of what is active, into `out`, which is 0.  Returns how many are."""
+        deciding = f"layers.{layer}.deciding"
         decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         for lease in self.store.acquire(deciding, ids):
             self._decide(layer, lease, self._deciding_view(layer), decided)
         active = ids[decided[0, ids] > 0]
         self._prepare_up(layer, x)
-        for lease in self.store.acquire(ffn, active):
-            self._add_neurons(layer, lease, lease.ids, decided, out)
-        return active
+        self._add_acquired(layer, active, decided, out)
+        return active.size
 
-    def _bundled_sum(self, layer: int, x, ids: np.ndarray, out) -> np.ndarray:
+    def _bundled_sum(self, layer: int, x, ids: np.ndarray, out) -> int:
         """The same where bundles hold everything, in one pass."""
         ffn, view = f"layers.{layer}.ffn", self._deciding_view(layer)
         decided = self.scratch.view("decided", 1, self.config.intermediate_size)
+        if self._add_arriving(layer, ids, decided, out, deciding=view):
+            return int(self._added[-1])
+        n_active = 0
         for lease in self.store.acquire(ffn, ids):
-            if not self._add_decided(layer, lease, lease.ids, decided, out, deciding=view):
-                self._decide(layer, lease, view, decided)
-                active = lease.ids[decided[0, lease.ids] > 0]
-                self._add_neurons(layer, lease, active, decided, out)
-        return ids[decided[0, ids] > 0]
+            if self._add_decided(layer, lease, lease.ids, decided, out, deciding=view):
+                n_active += int(self._added[-1])
+                continue
+            self._decide(layer, lease, view, decided)
+            active = lease.ids[decided[0, lease.ids] > 0]
+            self._add_neurons(layer, lease, active, decided, out)
+            n_active += active.size
+        return n_active
 
     def _decide(self, layer: int, lease, view, decided: np.ndarray) -> None:
         """Pre-activations of the lease's ids into `decided` [1, n], at their places."""
@@ -225,7 +234,7 @@ class ApproximateFFN:
 
     def _thresholded_ffn(self, layer: int, x, threshold: float, out) -> None:
         """Neurons whose activated gate is at least `threshold` from zero."""
-        deciding, ffn = f"layers.{layer}.deciding", f"layers.{layer}.ffn"
+        deciding = f"layers.{layer}.deciding"
         decided = self.scratch.view("decided", 1, self.config.intermediate_size)
         self.clock.phase = PREDICT
         self.linear(deciding, x, decided, bias=self._deciding_bias(layer))
@@ -235,8 +244,7 @@ class ApproximateFFN:
         self.clock.phase = FFN
         self._prepare_up(layer, x)
         out.fill(0.0)
-        for lease in self.store.acquire(ffn, ids):
-            self._add_neurons(layer, lease, lease.ids, decided, out)
+        self._add_acquired(layer, ids, decided, out)
         self._count_computed(layer, ids.size, PredictedCounts(computed=ids.size))
 
     def _count_computed(self, layer: int, n: int, counts: PredictedCounts) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -331,10 +331,34 @@ class DecoderModel(ApproximateFFN, ABC):
         n_active = kernels.active_ids(decided, self._ids)
         self.clock.phase = FFN
         self._count(layer, decided, n_active)
-        for lease in self.store.acquire(plane, self._ids[:n_active]):
-            self._add_neurons(layer, lease, lease.ids, decided, out)
+        self._add_acquired(layer, self._ids[:n_active], decided, out)
         self._add_bias(f"layers.{layer}.ffn.bias", out)
         self.clock.phase = ATTENTION
+
+    def _add_acquired(
+        self, layer: int, ids: np.ndarray, decided: np.ndarray, out: np.ndarray
+    ) -> None:
+        """Add neurons `ids`, whose pre-activations are decided[:, ids], as they are there."""
+        if not self._add_arriving(layer, ids, decided, out):
+            for lease in self.store.acquire(f"layers.{layer}.ffn", ids):
+                self._add_neurons(layer, lease, lease.ids, decided, out)
+
+    def _add_arriving(
+        self, layer: int, ids: np.ndarray, decided: np.ndarray, out: np.ndarray,
+        deciding: PieceView | None = None,
+    ) -> bool:  # fmt: skip
+        """`_add_decided` of bundles of which some are to be read; False where that takes leases."""
+        whole = f"layers.{layer}." not in self._inner_biases
+        if not (self.kernels.adds_arriving and out.shape[0] == 1 and whole):
+            return False
+        arriving = self.store.arriving(f"layers.{layer}.ffn", ids)
+        if arriving is None:
+            return False
+        with arriving:
+            self._add_decided(
+                layer, arriving, ids, decided, out, deciding=deciding, arriving=arriving.native
+            )
+        return True
 
     def _begin_sparse(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         decided = self.scratch.view("decided", x.shape[0], self.config.intermediate_size)
@@ -448,7 +472,7 @@ class DecoderModel(ApproximateFFN, ABC):
 
     def _add_decided(
         self, layer: int, lease, ids: np.ndarray, decided: np.ndarray, out: np.ndarray,
-        deciding: PieceView | None = None, count: np.ndarray | None = None,
+        deciding: PieceView | None = None, count: np.ndarray | None = None, arriving: Any = None,
     ) -> bool:  # fmt: skip
         """The same for one token, in one call, and with `deciding` the pre-activations as well:
         those of `ids`, or of the first count[0] of them, are made and active ones added.  False
@@ -464,6 +488,7 @@ class DecoderModel(ApproximateFFN, ABC):
             self.activations, lease.addresses, (deciding, None if up is None else views["up"],
             views["down"]), ids, self.config.activation, decided, bias,
             (self.scratch.view("gathered", 1, n), up, self._active_ids), out, added, count=count,
+            arriving=arriving,
         )  # fmt: skip
         return True
 

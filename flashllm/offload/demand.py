@@ -8,12 +8,15 @@ Coded frames also pass through the area on their way.  Knows nothing of pins, po
 from __future__ import annotations
 
 import time
+import weakref
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from .._core import Bring, SlotTables
 from ..units import KIB, align_up
+from .arriving import Arriving
 from .fetch import Fetch, Fetcher
 from .frames import MAX_PIECES, FrameSource, spaced
 from .planner import Extents
@@ -32,6 +35,7 @@ class Demand:
         self._halves = (address, address + half_bytes)
         self._half_bytes = half_bytes
         self._fetches: deque[tuple[int, Fetch, int]] = deque()
+        self._arriving: weakref.ref[Arriving] | None = None
         self.stats = StepStats()  # the store puts each step's here
 
     def extents(self, source: FrameSource, frames: np.ndarray, *, max_gap: int,
@@ -81,10 +85,37 @@ class Demand:
         finally:
             self.reset()
 
+    def arriving(
+        self, source: FrameSource, ids: np.ndarray, extents: Extents, targets: np.ndarray,
+        slots: SlotTables, ended: Callable[[Bring], None],
+    ) -> Arriving:  # fmt: skip
+        """`bring` of what these items (int32, ascending) need, natively.
+
+        ended  is called when it is over and counted, before anything else can be asked for
+        """
+        if self._fetches:
+            raise AssertionError("two demands at once")
+
+        def counted(native: Bring) -> None:
+            n_reads, n_bytes, waited = native.submitted()
+            self.stats.reads += n_reads
+            self.stats.bytes_read += n_bytes
+            self.stats.wait_ns += waited
+            ended(native)
+
+        arriving = self._fetcher.bring(
+            source, ids, extents, targets, slots, self._halves, self._half_bytes, counted
+        )
+        self._arriving = weakref.ref(arriving)
+        return arriving
+
     def reset(self) -> None:
         """Wait for the reads in flight; their bytes are lost."""
         while self._fetches:
             self._end_first()
+        if self._arriving is not None and (arriving := self._arriving()) is not None:
+            arriving.close()
+        self._arriving = None
 
     def _waves(self, source, extents, targets) -> list[tuple[int, int]]:
         """Extents [start, stop) of each wave: as many as a half has transient room for."""

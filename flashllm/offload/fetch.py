@@ -17,10 +17,12 @@ from collections.abc import Callable
 
 import numpy as np
 
+from .._core import SlotTables
 from ..cache.arena import Arena
 from ..container.base import Plane
 from ..errors import CodecError, FlashReadError, UnsupportedError
 from ..units import KIB
+from .arriving import Arriving
 from .frames import RAW, FrameSource, linear_batch, run_places
 from .planner import Extents, Part, Run
 
@@ -209,6 +211,26 @@ class Fetcher:
             fetch.close()
             raise
         return fetch
+
+    @property
+    def brings(self) -> bool:
+        """Whether the storage has `bring`."""
+        return self._storage.brings
+
+    def bring(
+        self, source: FrameSource, ids: np.ndarray, extents: Extents, targets: np.ndarray,
+        slots: SlotTables, halves: tuple[int, int], half_bytes: int, ended,
+    ) -> Arriving:  # fmt: skip
+        """Raw frames for the items `ids`, as `start_frames` of all extents, wave by wave."""
+
+        def describe(extent: int, check: int) -> str:
+            return source.describe(extents.frame_at(extent, max(check, 0)))
+
+        native, worded = self._storage.bring(
+            ids, source.per_frame, extents, targets, source.tables, slots, halves=halves,
+            half_bytes=half_bytes, step=source.slot_bytes, trash=self._trash, describe=describe,
+        )  # fmt: skip
+        return Arriving(ids, slots.addresses, native, self._arena, worded=worded, ended=ended)
 
     def start_run(self, source: FrameSource, run: Run, address: int) -> Fetch:
         """Submit a run of raw frames, which stay where they are read, from `address` on."""

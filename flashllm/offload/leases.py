@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .advice import distinct
+from .arriving import Arriving
 from .pick import Picker
 from .state import PlaneState
 from .stats import StepStats
@@ -75,6 +76,20 @@ class Leases:
                 if len(some):
                     yield Lease(0, n_items, addresses, some)
         self.unfinished -= 1
+
+    def arriving(
+        self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool
+    ) -> Arriving | None:
+        """`picked`, for kernels that take leases natively; None where it takes an iterator."""
+        if not self._picker.can_arrive(state):
+            return None
+
+        def ended() -> None:
+            self.unfinished -= 1
+
+        self.unfinished += 1
+        self.stats.planes_picked += 1
+        return self._picker.arriving(state, ids, clock, admit, ended)
 
     def swept(
         self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool

@@ -8,13 +8,15 @@ was there ("below one token's working set LRU hits exactly 0 %").
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 
 import numpy as np
 
+from .._core import Bring
 from ..cache.arena import Arena
 from .advice import MAX_EXTENT, Adviser, distinct
+from .arriving import Arriving
 from .demand import Demand
 from .fetch import Fetcher
 from .frames import FrameSource
@@ -108,6 +110,47 @@ class Picker(Adviser):
             self._taker.end(state, taken)
         if lost:  # what was advised could not be read: it is asked for again, and then it counts
             yield from self.pick(state, np.sort(ids[n_ready:]), clock, admit, unit)
+
+    def can_arrive(self, state: PlaneState) -> bool:
+        """Whether `arriving` does what `pick` would."""
+        native = state.tables is not None and self._fetcher.brings
+        return native and not state.source.coded and state.prefetch is None
+
+    def arriving(
+        self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool,
+        ended: Callable[[], None],
+    ) -> Arriving:  # fmt: skip
+        """`pick` for kernels that take the parts natively; `ended` when it is over."""
+        source = state.source
+        frame_of = ids if source.per_frame == 1 else ids // source.per_frame
+        frames = frame_of if source.per_frame == 1 else distinct(frame_of)
+        if frames is not frame_of:
+            self.count_wanted(state, frame_of)
+        if admit:
+            self._price(state, frames, clock)
+        taken = self._taker.take(state, frames, clock, admit=admit)
+        missing = taken.missing
+        try:
+            if frames is frame_of:
+                self._count(source, len(frames), missing)
+            self.stats.prefetch_unused_bytes += taken.unused_bytes
+            extents = self.extents(state, missing)
+
+            def over(native: Bring) -> None:
+                n_submitted, n_bytes, waited = native.submitted()
+                self.stats.bundles_read += source.bundles_in(n_bytes)
+                if len(missing) and n_submitted == len(extents) and state.due(clock):
+                    self.paces.picks.note(
+                        n_ops=len(extents), n_bytes=n_bytes,
+                        estimated_s=pick_seconds(extents, self._curve), waited_s=1e-9 * waited,
+                    )  # fmt: skip
+                self._taker.end(state, taken)
+                ended()
+
+            return self._demand.arriving(source, ids, extents, taken.targets, state.tables, over)
+        except BaseException:
+            self._taker.end(state, taken)
+            raise
 
     def look(self, state: PlaneState, ids: np.ndarray) -> Iterator[np.ndarray]:
         """As `pick`, and nothing of it is kept, counted or remembered; misses pass through."""

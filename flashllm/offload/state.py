@@ -169,6 +169,7 @@ class PlaneState:
         """After an interruption: no lease is out, so nothing may stay pinned, lent or half read."""
         segment = self.segment
         segment.take_back()
+        segment.addresses[segment.frame_slot < 0] = 0  # what was lent natively
         if self.prefetch is None and segment.pins.any():
             segment.pins[:] = 0
             segment.recount()

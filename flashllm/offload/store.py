@@ -23,6 +23,7 @@ from ..cache.policies import POLICIES
 from ..cache.policies.belady import Belady
 from ..container.base import CODECS
 from ..errors import ClosedError, UnknownNameError, UsageError
+from .arriving import Arriving
 from .demand import Demand
 from .fetch import Fetcher
 from .leases import Lease, Leases
@@ -306,6 +307,20 @@ class WeightStore:
         if self._picked_now(state):
             return self._opened(self._leases.picked(state, ids, unit=unit, **now))
         return self._opened(self._leases.swept(state, ids, **now))
+
+    def arriving(self, plane: str, ids: np.ndarray) -> Arriving | None:
+        """`acquire` for kernels that take what arrives natively (KernelSet.adds_arriving); None
+        where it takes leases.  It ends as iterators of leases do, or when it is closed."""
+        state = self._state(plane)
+        if not len(ids) or not state.sparse or state.whole or not self._picked_now(state):
+            return None
+        self._alive()
+        if self._debug:
+            self._check_ids(state, ids)
+        self._end_iterator()
+        arriving = self._leases.arriving(state, ids, clock=self._clock, admit=self._admit)
+        self._open = arriving and weakref.ref(arriving)
+        return arriving
 
     def audit(self, plane: str, ids: np.ndarray) -> Iterator[Lease]:
         """As `acquire`, as an extra look: its bytes are counted apart, and what is kept and

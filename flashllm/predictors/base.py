@@ -31,6 +31,7 @@ fit.py believes nothing, reads the header only and says what loading would take:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import ClassVar
 
 import numpy as np
 
@@ -44,6 +45,10 @@ class Predictor(ABC):
     name: str
     n_bundles: int
     resident_bytes: int
+    remembers: ClassVar[bool] = False  # whether `observe` does anything
+
+    def __init_subclass__(cls) -> None:
+        cls.remembers = cls.observe is not Predictor.observe
 
     def __init__(self, n_bundles: int):
         if isinstance(n_bundles, bool) or not isinstance(n_bundles, int) or n_bundles < 1:

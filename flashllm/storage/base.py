@@ -27,7 +27,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._core import FrameTables
+from .._core import Bring, FrameTables, ReadFailure, SlotTables
 from ..errors import UsageError
 
 # The most that Storage.read returns at once: it is for headers and indices, not for weights.
@@ -235,6 +235,17 @@ class Storage(ABC):
             step
         ) + np.uint64(room)
         return self.submit(ReadBatch.scattered(part, tables, targets, trash), describe)
+
+    brings = False  # whether `bring` is there
+
+    def bring(
+        self, ids: np.ndarray, per_frame: int, extents, targets: np.ndarray, tables: FrameTables,
+        slots: SlotTables, *, halves: tuple[int, int], half_bytes: int, step: int, trash: int,
+        describe: Describe,
+    ) -> tuple[Bring, Callable[[ReadFailure], Exception]]:  # fmt: skip
+        """`submit_frames` of all of `extents`, in waves, as the items `ids` (int32, ascending) are
+        asked for natively: see ext/fl_bring.h; and what words its failures."""
+        raise AssertionError(f"storage {self.name} brings nothing")
 
     @abstractmethod
     def read(self, offset: int, length: int) -> bytes:

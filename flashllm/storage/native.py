@@ -148,6 +148,26 @@ class NativeStorage(Storage):
             raise UsageError(f"not frames of a plane: {error}") from error
         return NativeTicket(native, self, describe)
 
+    brings = True
+
+    def bring(
+        self, ids, per_frame, extents, targets, tables, slots, *, halves, half_bytes, step, trash,
+        describe,
+    ):  # fmt: skip
+        def worded(failure: _core.ReadFailure) -> Exception:
+            return self._worded(failure, describe)
+
+        try:
+            native = _core.Bring(
+                self._reader, tables, slots, ids, per_frame, extents.first, extents.offset,
+                extents.length, extents.frames, targets, *halves, half_bytes, step, trash,
+            )  # fmt: skip
+        except _core.ReadFailure as failure:
+            raise worded(failure) from None
+        except (ValueError, TypeError, OverflowError) as error:
+            raise UsageError(f"not items of a plane: {error}") from error
+        return native, worded
+
     def read(self, offset: int, length: int) -> bytes:
         if offset < 0 or not 0 <= length <= READ_LIMIT or offset > 2**62:
             raise UsageError(f"cannot read {length} bytes at offset {offset} in one go")
