@@ -21,11 +21,9 @@ from .cache.shares import shared_out
 from .errors import BudgetError
 from .units import KIB, MIB, align_up
 
-STAGE_BYTES = MIB  # one read of the ring: sequential speed is reached from 1 MiB on
-# A ring of this size is made of longer stages: a stage costs the interpreter and the wake-up of a
-# reader about 0.1 ms, and where nearly all is kept these are what a token waits for (a SiLU model
-# of 1.07 B at a cap of its whole file: 9.6 -> 10.3 tok/s; of 4 MiB no more, with ReLU less).
-LONG_STAGE_BYTES, LONG_RING_BYTES = 2 * MIB, 12 * MIB
+# One read of the ring: sequential speed is reached from 1 MiB on.  With 2 MiB, which cost the
+# interpreter half as much, tokens came at 0.8 of the speed on one device and at 1.07 on another.
+STAGE_BYTES = MIB
 RING_STAGES = 32  # measured, interleaved: 16 stages 1.51 GB/s, 32 1.75, 48 no clear gain over 32
 MIN_RING_STAGES = 4
 RESERVED_STAGES = 16  # address space for a ring that a later `replan` may want
@@ -74,14 +72,13 @@ class Costs:
 
     `fixed`: ledger lines that depend on nothing; `context(n)`: state, rotary tables and attention
     scratch for n tokens; `chunk(n)`: buffers of a forward pass over n tokens; `stage`: one stage
-    of the read-ahead ring with its decode buffer; `long_stage`: a long one, 0 where there is none.
+    of the read-ahead ring with its decode buffer.
     """
 
     fixed: dict[str, int]
     context: Callable[[int], int]
     chunk: Callable[[int], int]
     stage: int
-    long_stage: int = 0
 
 
 @dataclass(frozen=True)
@@ -145,14 +142,10 @@ def plan_budget(
     chunk = _most(costs.chunk, LEAST_CHUNK, chunk, spare // 8)
     longer = costs.context(n_context) - costs.context(least_context)
     larger = costs.chunk(chunk) - costs.chunk(LEAST_CHUNK)
-    stages, stage_bytes, stage_cost = 0, STAGE_BYTES, costs.stage
+    stages = 0
     missing = base + longer + larger + whole - budget_bytes if keep else whole
     if not keep or missing > 0:
         stages = _ring_stages(spare, missing - _picked_bytes(wanted), costs.stage)
-    if costs.long_stage and stages * STAGE_BYTES >= LONG_RING_BYTES:
-        stages = stages * costs.stage // costs.long_stage
-        stage_bytes, stage_cost = LONG_STAGE_BYTES, costs.long_stage
-
     ledger = Ledger(budget_bytes)
     for name, n_bytes in costs.fixed.items():
         ledger.charge(name, n_bytes)
@@ -160,7 +153,7 @@ def plan_budget(
                   - costs.context(least_context) - costs.chunk(LEAST_CHUNK))
     ledger.charge("state", costs.context(n_context), note=f"{n_context} tokens")
     ledger.charge("scratch", costs.chunk(chunk), note=f"{chunk} tokens at once")
-    ledger.charge(RING, stages * stage_cost, note=f"{stages} stages")
+    ledger.charge(RING, stages * costs.stage, note=f"{stages} stages")
     ledger.require()
     resident = _keep(ledger, wanted if keep else [], needs)
     ledger.settle(UNUSED)
@@ -168,13 +161,13 @@ def plan_budget(
         ledger=ledger,
         resident=resident,
         ring_stages=stages,
-        stage_bytes=stage_bytes,
+        stage_bytes=STAGE_BYTES,
         n_context=n_context,
         chunk=chunk,
         streamed_bytes=_streamed(needs, resident),
         file_bytes=file_bytes,
         needs=tuple(needs),
-        stage_cost=stage_cost,
+        stage_cost=costs.stage,
         keep=keep,
         most=resident,
     )

@@ -6,15 +6,11 @@ import dataclasses
 
 import pytest
 
-from flashllm.assembly.plan import open_floor
 from flashllm.cache.shares import shared_out
 from flashllm.errors import BudgetError
 from flashllm.planning import (
     LABELS,
-    LONG_RING_BYTES,
-    LONG_STAGE_BYTES,
     MIN_RING_STAGES,
-    STAGE_BYTES,
     Costs,
     PlaneNeed,
     plan_budget,
@@ -172,20 +168,3 @@ def test_what_is_allocated_is_what_was_counted(tmp_path, variant):
         assert Scratch.bytes_needed(widths, llm.plan.chunk) == llm.model.scratch.n_bytes
         held = sum(a.nbytes for a in (*llm._engine.state.keys, *llm._engine.state.values))
         assert held <= llm.plan.ledger["state"]
-
-
-def test_a_large_ring_is_made_of_long_stages():
-    costs = dataclasses.replace(COSTS, stage=MIB, long_stage=2 * MIB)
-    floor = floor_of(costs=costs)
-    assert floor == floor_of(costs=dataclasses.replace(costs, long_stage=0))
-    small = plan(floor, costs=costs)
-    assert (small.ring_stages, small.stage_bytes) == (MIN_RING_STAGES, STAGE_BYTES)
-    large, short = (plan(floor + 60 * MIB, costs=c, keep=False)
-                    for c in (costs, dataclasses.replace(costs, long_stage=0)))  # fmt: skip
-    assert short.ring_stages * MIB >= LONG_RING_BYTES
-    assert large.stage_bytes == LONG_STAGE_BYTES and large.stage_cost == 2 * MIB
-    assert large.ring_stages == short.ring_stages // 2
-    # An open engine's least ring is as many bytes, of whichever stages.
-    least = [open_floor(p) for p in (large, short)]
-    assert least[0] == least[1]
-    assert replan(large, least[0]).ring_stages == MIN_RING_STAGES // 2

@@ -11,10 +11,9 @@ import numpy as np
 from ..cache.ledger import THREAD_BYTES
 from ..container import Container
 from ..errors import BudgetError, UsageError
-from ..offload import routed_planes, stage_areas, store_costs
+from ..offload import routed_planes, store_costs
 from ..planning import (
     GROWTH_BYTES,
-    LONG_STAGE_BYTES,
     RESULT_BYTES,
     STAGE_BYTES,
     Costs,
@@ -104,8 +103,6 @@ def make_plan(
             context=context_bytes,
             chunk=chunk_bytes,
             stage=costs_of_store.stage,
-            # Not where reads pass through the page cache: longer ones fill more of it.
-            long_stage=0 if passing else sum(stage_areas(container, LONG_STAGE_BYTES)),
         ),
         n_context=wish,
         context_is_wish=wishes.n_context is None,

@@ -8,7 +8,6 @@ from .sizing import (
     routed_planes,
     slot_bytes_of,
     sparse_planes,
-    stage_areas,
     store_bytes,
     store_costs,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "routed_planes",
     "slot_bytes_of",
     "sparse_planes",
-    "stage_areas",
     "store_bytes",
     "store_costs",
 ]
