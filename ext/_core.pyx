@@ -618,12 +618,18 @@ cdef class NativeKernels:
             self.recording.kept += (values.base, ids.base, count.base)
             self.recording.kept.append(None if cut is None else cut.base)
 
-    cdef int decided_call(self, fl_call *call, const float[:, ::1] x, const uint8_t[::1] q,
-                          int64_t q_stride, const float[::1] scales, int64_t scale_stride,
-                          tuple deciding, tuple second, tuple down, const uint64_t[::1] addresses,
-                          const int32_t[::1] ids, int kind, float[:, ::1] decided,
-                          const float[::1] bias, float[:, ::1] pre, float[:, ::1] up,
-                          int32_t[::1] active, float[:, ::1] y) except -1:
+    def decided(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
+                const float[::1] scales not None, int64_t scale_stride, tuple deciding,
+                tuple second, tuple down not None, const uint64_t[::1] addresses not None,
+                const int32_t[::1] ids not None, const int64_t[::1] count not None, int kind,
+                float[:, ::1] decided not None, const float[::1] bias, float[:, ::1] pre not None,
+                float[:, ::1] up, int32_t[::1] active not None, float[:, ::1] y not None,
+                int64_t[::1] added not None, bint counted, Bring bring):
+        """Of `ids` the first count[0]; `counted`: by a call that a repetition makes as well.  With
+        `bring`, which brings them: all, each part as it arrives; ReadFailure as Bring.next."""
+        cdef fl_call call
+        if not counted:
+            self.only_now()
         call.kind = FL_CALL_DECIDED
         call.decided.acts = fl_acts(NULL, &q[0], &scales[0], 1, 0, q_stride, scale_stride, NULL)
         if x is not None:
@@ -635,28 +641,15 @@ cdef class NativeKernels:
             call.decided.second = piece_of(second)
         call.decided.down, call.decided.kind = piece_of(down), <fl_activation>kind
         call.decided.items = fl_items(&addresses[0], addresses.shape[0], &ids[0], 0, ids.shape[0])
-        call.decided.bias = values_of(bias)
+        call.decided.count, call.decided.bias = &count[0], values_of(bias)
         call.decided.decided, call.decided.n_decided = &decided[0, 0], decided.shape[1]
         call.decided.pre, call.decided.y, call.decided.up = &pre[0, 0], &y[0, 0], NULL
         if up is not None:
             call.decided.up = &up[0, 0]
-        call.decided.active = &active[0]
-        return 0
-
-    def decided(self, const float[:, ::1] x, const uint8_t[::1] q not None, int64_t q_stride,
-                const float[::1] scales not None, int64_t scale_stride, tuple deciding,
-                tuple second, tuple down not None, const uint64_t[::1] addresses not None,
-                const int32_t[::1] ids not None, const int64_t[::1] count not None, int kind,
-                float[:, ::1] decided not None, const float[::1] bias, float[:, ::1] pre not None,
-                float[:, ::1] up, int32_t[::1] active not None, float[:, ::1] y not None,
-                int64_t[::1] added not None, bint counted):
-        """Of `ids` the first count[0]; `counted`: by a call that a repetition makes as well."""
-        cdef fl_call call
-        if not counted:
-            self.only_now()
-        self.decided_call(&call, x, q, q_stride, scales, scale_stride, deciding, second, down,
-                          addresses, ids, kind, decided, bias, pre, up, active, y)
-        call.decided.count, call.decided.added = &count[0], &added[0]
+        call.decided.active, call.decided.added = &active[0], &added[0]
+        if bring is not None:
+            self.make_arriving(&call, bring)
+            return
         self.make(&call)
         if self.recording is not None:
             self.recording.kept += (q.base, scales.base, addresses.base, ids.base, count.base)
@@ -664,28 +657,18 @@ cdef class NativeKernels:
             self.recording.kept += (None if x is None else x.base, None if up is None else up.base,
                                     None if bias is None else bias.base)
 
-    def decided_arriving(self, const float[:, ::1] x, const uint8_t[::1] q not None,
-                         int64_t q_stride, const float[::1] scales not None, int64_t scale_stride,
-                         tuple deciding, tuple second, tuple down not None,
-                         const uint64_t[::1] addresses not None, const int32_t[::1] ids not None,
-                         int kind, float[:, ::1] decided not None, const float[::1] bias,
-                         float[:, ::1] pre not None, float[:, ::1] up,
-                         int32_t[::1] active not None, float[:, ::1] y not None,
-                         Bring bring not None):
-        """`decided` for each part of what `bring` brings of `ids`, as it arrives; how many were
-        added.  ReadFailure as Bring.next."""
-        cdef fl_call call
+    cdef int make_arriving(self, fl_call *call, Bring bring) except -1:
+        """A `decided` call for each part that `bring` brings of its items, as it arrives."""
         cdef fl_failure failure
         cdef fl_kernel_status status = FL_KERNEL_OK
         cdef int answer
-        cdef int64_t started, some, added, n_added = 0
+        cdef int64_t started, some, n_added = 0
+        cdef int64_t *added = call.decided.added
         cdef int64_t *ns = &self.clock.ns[self.clock.phase & 7]
         self.only_now()
-        if bring.c.ids != &ids[0] or bring.c.n_ids != <size_t>ids.shape[0]:
+        if bring.c.ids != call.decided.items.ids or <int64_t>bring.c.n_ids != call.decided.items.n:
             raise ValueError("other items are being brought")
-        self.decided_call(&call, x, q, q_stride, scales, scale_stride, deciding, second, down,
-                          addresses, ids, kind, decided, bias, pre, up, active, y)
-        call.decided.count, call.decided.added = &some, &added
+        call.decided.count = &some
         while True:
             with nogil:
                 answer = fl_bring_next(&bring.c, SLICE_NS, &failure)
@@ -694,14 +677,15 @@ cdef class NativeKernels:
                     started = now_ns()
                     call.decided.items.ids = bring.c.ids + bring.c.from_
                     call.decided.items.n = some
-                    status = fl_make_call(&self.engine, &call, -1)
-                    n_added += added
+                    status = fl_make_call(&self.engine, call, -1)
+                    n_added += added[0]
                     ns[0] += now_ns() - started
             if answer != FL_READ_OK and answer != FL_TIMEOUT:
                 raise _bring_failure(answer, &failure)
             self.check(status)
             if answer == FL_READ_OK and bring.c.from_ == bring.c.n_ids:
-                return n_added
+                added[0] = n_added
+                return 0
             PyErr_CheckSignals()
 
     def linear(self, const float[:, ::1] x not None, uint8_t[::1] q not None, int64_t q_stride,
@@ -1143,9 +1127,6 @@ cdef class SlotTables:
     cdef tuple _kept  # keeps the memory
     cdef readonly object addresses
 
-    def __init__(self, frame_slot, last_use, addresses, *others):
-        self.addresses = addresses
-
     def __cinit__(self, int32_t[::1] frame_slot, int32_t[::1] last_use, uint64_t[::1] addresses,
                   int32_t[::1] slot_frame, const uint64_t[::1] slot_address, int16_t[::1] pins,
                   uint8_t[::1] prefetched, double[::1] heat):
@@ -1157,6 +1138,7 @@ cdef class SlotTables:
             raise ValueError("the tables do not fit each other")
         self._kept = (frame_slot, last_use, addresses, slot_frame, slot_address, pins, prefetched,
                       heat)
+        self.addresses = addresses.base
         self.c = fl_slots(n_frames, n_most, &frame_slot[0], &last_use[0], &addresses[0],
                           &slot_frame[0], &slot_address[0], &pins[0], &prefetched[0], &heat[0])
 

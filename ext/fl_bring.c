@@ -3,19 +3,11 @@
 
 #include <errno.h>
 #include <stdlib.h>
-#include <time.h>
 
 /* As offload/demand.py has them, and why. */
 enum { PARTS_PER_WAVE = 4, PART_BYTES = 256 * 1024 };
 
 static size_t smaller_of(size_t a, size_t b) { return a < b ? a : b; }
-
-static int64_t now(void)
-{
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
-}
 
 /* How many ids lie before `frame`. */
 static size_t ids_before(const fl_bring *b, int32_t frame)
@@ -145,9 +137,9 @@ int fl_bring_next(fl_bring *b, int64_t slice_ns, fl_failure *failure)
     }
     const size_t upto = smaller_of(w->stop - w->start, w->done + w->step);
     if (fl_ticket_done(w->ticket) < (int64_t)upto) {
-        const int64_t since = now();
+        const uint64_t since = fl_source_now();
         const int status = fl_ticket_wait(w->ticket, (int64_t)upto, slice_ns, failure);
-        b->wait_ns += now() - since;
+        b->wait_ns += (int64_t)(fl_source_now() - since);
         if (status != FL_READ_OK) {
             failure->extent += (int64_t)w->start;
             return status;

@@ -191,8 +191,7 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
     wanted = [need for need in opened.needs if need.rank is not None] if opened.keep else []
     most = sum(opened.most[need.name] * need.slot_bytes for need in wanted)
     whole = _with_page_tables(most)
-    least_stages = MIN_RING_STAGES * STAGE_BYTES // opened.stage_bytes
-    least_ring = least_stages * opened.stage_cost
+    least_ring = MIN_RING_STAGES * opened.stage_cost
     never_streams = opened.ring_stages == 0
     floor = base + (min(least_ring, whole) if never_streams else least_ring)
     if budget_bytes < floor:
@@ -200,7 +199,7 @@ def replan(opened: Plan, budget_bytes: int) -> Plan:
     missing, stages = base + whole - budget_bytes, 0
     if not never_streams or missing > 0:
         missing += _streamed(opened.needs, opened.most) - _picked_bytes(wanted)
-        stages = _ring_stages(budget_bytes - floor, missing, opened.stage_cost, least_stages)
+        stages = _ring_stages(budget_bytes - floor, missing, opened.stage_cost)
         stages = min(stages, ring_reserve(opened))
 
     ledger = _charged(budget_bytes, lines)
@@ -256,12 +255,10 @@ def _picked_bytes(needs: Sequence[PlaneNeed]) -> int:
     return sum(need.n_frames * need.slot_bytes for need in needs if need.picked)
 
 
-def _ring_stages(
-    spare: int, missing: int, stage_cost: int, least: int = MIN_RING_STAGES
-) -> int:
+def _ring_stages(spare: int, missing: int, stage_cost: int) -> int:
     """Every stage is a stage less of kept weights: when little is missing, few serve it."""
     more = min(spare // 6, missing // 6) // stage_cost
-    return min(RING_STAGES * least // MIN_RING_STAGES, least + max(0, more))
+    return min(RING_STAGES, MIN_RING_STAGES + max(0, more))
 
 
 def _streamed(needs: Sequence[PlaneNeed], resident: Mapping[str, int]) -> int:

@@ -127,7 +127,7 @@ def test_every_operator_is_timed():
     body = source[source.index("cdef class NativeKernels") :].split("# ----")[0]
     repeat = body[body.index("    def repeat(") : body.index("    def prepare(")]
     assert "ns[recording.calls[i].phase] += now_ns() - started" in repeat
-    arriving = body[body.index("    def decided_arriving(") : body.index("    def linear(")]
+    arriving = body[body.index("    cdef int make_arriving(") : body.index("    def linear(")]
     assert "ns[0] += now_ns() - started" in arriving
     body = body.replace(repeat, "").replace(arriving, "")
     n_operators = body.count("        with nogil:")

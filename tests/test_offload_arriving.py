@@ -44,6 +44,15 @@ def look(model, name: str, addresses: np.ndarray, ids: np.ndarray) -> None:
         assert item_bytes(plane, addresses, item) == truth[item].tobytes(), item
 
 
+def whole_request(model, store, name: str, ids: np.ndarray) -> None:
+    store.begin_step((name,), admit=True)
+    with store.arriving(name, ids) as arriving:
+        for part in parts_of(arriving):
+            look(model, name, arriving.addresses, part)
+    store.end_step()
+    store.check()
+
+
 def tables(store, name: str) -> dict[str, np.ndarray]:
     state = store._state(name)
     segment = state.segment
@@ -135,12 +144,7 @@ def test_a_request_left_in_the_middle(model, how):
             raise KeyboardInterrupt
     store.end_step()
     store.check()
-    store.begin_step((name,), admit=True)
-    with store.arriving(name, ids) as arriving:
-        for part in parts_of(arriving):
-            look(model, name, arriving.addresses, part)
-    store.end_step()
-    store.check()
+    whole_request(model, store, name, ids)
 
 
 @pytest.mark.parametrize("kind", ["byte", "cut"])
@@ -173,12 +177,7 @@ def test_what_cannot_be_read_is_named_and_nothing_stays(tmp_path, kind, slots):
     store.end_step()
     store.check()
     path.write_bytes(whole)
-    store.begin_step((name,), admit=True)
-    with store.arriving(name, ids) as arriving:
-        for part in parts_of(arriving):
-            look(model, name, arriving.addresses, part)
-    store.end_step()
-    store.check()
+    whole_request(model, store, name, ids)
     model.close()
 
 

@@ -262,23 +262,18 @@ class FusedOperators:
             if piece is not None:
                 self._check_dot(acts, addresses, piece, out)
         added[0] = 0
-        if n and arriving is not None:
-            added[0] = self._add_arriving(
-                acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y, arriving
-            )
-        elif n:
+        if n:
             self._add_decided(
-                acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
-            )
-
-    def _add_arriving(
-        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y, arriving
-    ) -> int:
-        raise AssertionError(f"kernel set {self.name} adds nothing as it arrives")
+                acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y,
+                added, arriving,
+            )  # fmt: skip
 
     def _add_decided(
-        self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
-    ) -> None:
+        self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added,
+        arriving=None,
+    ) -> None:  # fmt: skip
+        if arriving is not None:
+            raise AssertionError(f"kernel set {self.name} adds nothing as it arrives")
         deciding, second, down = pieces
         if count is not None:
             if not 0 <= count[0] <= len(ids):

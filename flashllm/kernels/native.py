@@ -85,9 +85,12 @@ class NativeSet(KernelSet):
             addresses, ids, start, len(items), ACTIVATIONS[kind], pre, up, y,
         )  # fmt: skip
 
+    adds_arriving = True
+
     def _add_decided(
-        self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added
-    ) -> None:
+        self, acts, addresses, pieces, ids, count, kind, decided, bias, pre, up, active, y, added,
+        arriving=None,
+    ) -> None:  # fmt: skip
         deciding, second, down = pieces
         dotted = deciding or second
         q_stride, scale_stride = acts.strides(dotted.n_cols) if dotted else (0, 0)
@@ -99,20 +102,7 @@ class NativeSet(KernelSet):
             acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
             deciding and deciding.ints, second and second.ints, down.ints, addresses, ids, n,
             ACTIVATIONS[kind], decided, bias, pre, up, active, y, added, count is not None,
-        )  # fmt: skip
-
-    adds_arriving = True
-
-    def _add_arriving(
-        self, acts, addresses, pieces, ids, kind, decided, bias, pre, up, active, y, arriving
-    ) -> int:
-        deciding, second, down = pieces
-        dotted = deciding or second
-        q_stride, scale_stride = acts.strides(dotted.n_cols) if dotted else (0, 0)
-        return self._core.decided_arriving(
-            acts.x if dotted else None, acts.q, q_stride, acts.scales, scale_stride,
-            deciding and deciding.ints, second and second.ints, down.ints, addresses, ids,
-            ACTIVATIONS[kind], decided, bias, pre, up, active, y, arriving,
+            arriving,
         )  # fmt: skip
 
     def _above(self, values, cut, ids, count) -> None:

@@ -20,9 +20,9 @@ from .arriving import Arriving
 from .demand import Demand
 from .fetch import Fetcher
 from .frames import FrameSource
-from .planner import Curve, Paces, SweepPlan, pick_seconds, sweep_seconds
+from .planner import Curve, Extents, Paces, SweepPlan, pick_seconds, sweep_seconds
 from .state import PlaneState
-from .taking import Taker, end_placed, take_slowly
+from .taking import Taken, Taker, end_placed, take_slowly
 
 
 class Picker(Adviser):
@@ -52,19 +52,9 @@ class Picker(Adviser):
         n_ready, n_coming, lost = 0, 0, False
         if unit:
             ids, n_ready, n_coming = _ready_first(state, ids, unit)
-        frame_of = ids if source.per_frame == 1 else ids // source.per_frame
-        frames = frame_of if source.per_frame == 1 else distinct(frame_of)
-        if frames is not frame_of:
-            self.count_wanted(state, frame_of)
-        if admit:
-            self._price(state, np.sort(frames) if unit else frames, clock)
-        take = take_slowly if unit else self._taker.take
-        taken = take(state, frames, clock, admit=admit)
+        frame_of, taken = self._take(state, ids, clock, admit, unit)
         missing, targets = taken.missing, taken.targets
         try:
-            if frames is frame_of:
-                self._count(source, len(frames), missing)
-            self.stats.prefetch_unused_bytes += taken.unused_bytes
             if not len(missing) and not n_coming:
                 yield ids
                 return
@@ -99,12 +89,7 @@ class Picker(Adviser):
                     yield ids[at:stop]
                     at = stop
                     segment.take_back()
-            if state.due(clock):
-                self.paces.picks.note(
-                    n_ops=len(extents), n_bytes=n_bytes,
-                    estimated_s=pick_seconds(extents, self._curve),
-                    waited_s=1e-9 * (self.stats.wait_ns - waited),
-                )  # fmt: skip
+            self._note_picked(state, clock, extents, n_bytes, self.stats.wait_ns - waited)
         finally:
             segment.take_back()
             self._taker.end(state, taken)
@@ -122,28 +107,15 @@ class Picker(Adviser):
     ) -> Arriving:  # fmt: skip
         """`pick` for kernels that take the parts natively; `ended` when it is over."""
         source = state.source
-        frame_of = ids if source.per_frame == 1 else ids // source.per_frame
-        frames = frame_of if source.per_frame == 1 else distinct(frame_of)
-        if frames is not frame_of:
-            self.count_wanted(state, frame_of)
-        if admit:
-            self._price(state, frames, clock)
-        taken = self._taker.take(state, frames, clock, admit=admit)
-        missing = taken.missing
+        _, taken = self._take(state, ids, clock, admit)
         try:
-            if frames is frame_of:
-                self._count(source, len(frames), missing)
-            self.stats.prefetch_unused_bytes += taken.unused_bytes
-            extents = self.extents(state, missing)
+            extents = self.extents(state, taken.missing)
 
             def over(native: Bring) -> None:
                 n_submitted, n_bytes, waited = native.submitted()
                 self.stats.bundles_read += source.bundles_in(n_bytes)
-                if len(missing) and n_submitted == len(extents) and state.due(clock):
-                    self.paces.picks.note(
-                        n_ops=len(extents), n_bytes=n_bytes,
-                        estimated_s=pick_seconds(extents, self._curve), waited_s=1e-9 * waited,
-                    )  # fmt: skip
+                if 0 < len(extents) == n_submitted:
+                    self._note_picked(state, clock, extents, n_bytes, waited)
                 self._taker.end(state, taken)
                 ended()
 
@@ -151,6 +123,33 @@ class Picker(Adviser):
         except BaseException:
             self._taker.end(state, taken)
             raise
+
+    def _take(
+        self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool, unit: int = 0
+    ) -> tuple[np.ndarray, Taken]:
+        """The frames of `ids`, one for each, and what the request holds of them; counted."""
+        source = state.source
+        frame_of = ids if source.per_frame == 1 else ids // source.per_frame
+        frames = frame_of if source.per_frame == 1 else distinct(frame_of)
+        if frames is not frame_of:
+            self.count_wanted(state, frame_of)
+        if admit:
+            self._price(state, np.sort(frames) if unit else frames, clock)
+        take = take_slowly if unit else self._taker.take
+        taken = take(state, frames, clock, admit=admit)
+        if frames is frame_of:
+            self._count(source, len(frames), taken.missing)
+        self.stats.prefetch_unused_bytes += taken.unused_bytes
+        return frame_of, taken
+
+    def _note_picked(
+        self, state: PlaneState, clock: int, extents: Extents, n_bytes: int, waited_ns: int
+    ) -> None:
+        if state.due(clock):
+            self.paces.picks.note(
+                n_ops=len(extents), n_bytes=n_bytes,
+                estimated_s=pick_seconds(extents, self._curve), waited_s=1e-9 * waited_ns,
+            )  # fmt: skip
 
     def look(self, state: PlaneState, ids: np.ndarray) -> Iterator[np.ndarray]:
         """As `pick`, and nothing of it is kept, counted or remembered; misses pass through."""
