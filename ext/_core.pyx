@@ -948,7 +948,7 @@ cdef extern from "fl_reader.h" nogil:
     int fl_reader_read(fl_reader *r, int64_t offset, int64_t length, uint8_t *out,
                        fl_failure *failure)
     const fl_source *fl_reader_source(const fl_reader *r)
-    int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket,
+    int fl_reader_submit(fl_reader *r, const fl_batch *batch, int is_ahead, fl_ticket **ticket,
                          fl_failure *failure)
     int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket,
                              fl_failure *failure)
@@ -1224,7 +1224,7 @@ cdef class Reader:
                const int32_t[::1] iov_start, const uint64_t[::1] iov_address,
                const int64_t[::1] iov_length, const int32_t[::1] check_start,
                const uint64_t[::1] check_address, const int64_t[::1] check_length,
-               const uint64_t[::1] check_seed, const uint64_t[::1] check_digest):
+               const uint64_t[::1] check_seed, const uint64_t[::1] check_digest, bint ahead):
         """Queue one batch; its NativeTicket.  The arrays are copied, the destinations are not."""
         cdef fl_batch b
         cdef fl_failure failure
@@ -1251,7 +1251,7 @@ cdef class Reader:
         b.check_seed = &check_seed[0] if b.n_checks else NULL
         b.check_digest = &check_digest[0] if b.n_checks else NULL
         with nogil:
-            status = fl_reader_submit(self.reader, &b, &ticket.ticket, &failure)
+            status = fl_reader_submit(self.reader, &b, ahead, &ticket.ticket, &failure)
         if status != FL_READ_OK:
             raise _failure(status, &failure)
         ticket.reader, ticket.n = self, b.n_extents
@@ -1281,7 +1281,7 @@ cdef class Reader:
                       const int32_t[::1] first, const int64_t[::1] offset,
                       const int64_t[::1] length, const int32_t[::1] frames,
                       uint64_t[::1] targets, uint64_t room, uint64_t room_bytes, uint64_t step,
-                      uint64_t trash):
+                      uint64_t trash, bint ahead):
         """Queue the extents [start, stop) of these frames; its NativeTicket."""
         cdef fl_scatter s
         cdef fl_batch b
@@ -1307,7 +1307,7 @@ cdef class Reader:
         with nogil:
             memory = fl_frames_scatter(&tables.c, &s, &b, &refused)
             if memory != NULL:
-                status = fl_reader_submit(self.reader, &b, &ticket.ticket, &failure)
+                status = fl_reader_submit(self.reader, &b, ahead, &ticket.ticket, &failure)
                 free(memory)
         if refused:
             raise ValueError("no room for all frames" if refused == FL_NO_ROOM else

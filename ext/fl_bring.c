@@ -56,7 +56,7 @@ static int submit(fl_bring *b, size_t wave, fl_failure *failure)
 
     *failure = (fl_failure){.error = ENOMEM};
     if (memory) {
-        status = fl_reader_submit(b->reader, &batch, &w->ticket, failure);
+        status = fl_reader_submit(b->reader, &batch, 0, &w->ticket, failure);
         free(memory);
     } else if (refused)
         status = FL_REFUSED;

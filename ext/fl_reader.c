@@ -62,7 +62,7 @@ struct fl_ticket {
     int64_t prefix;              /* extents before it are settled: arrived or failed */
     atomic_int_fast64_t arrived; /* the prefix, or up to the first failure; read without the lock */
     int64_t n_waiting, wanted;
-    int closed, is_long;
+    int closed, is_long, is_ahead;
     fl_failure failure; /* of the lowest failed extent so far; extent = n when none */
     extent *extents;
     struct iovec *iov;
@@ -675,13 +675,30 @@ static fl_ticket *copy_run(fl_reader *r, const fl_run *run)
     return t;
 }
 
+/* Under the lock.  What is wanted now passes what is read ahead: behind a ring of 32 MiB it waited for
+ * all of that, and the device for the caller, who took it up afterwards (a ReLU of 1 GiB in half of
+ * its size: 1.4 times the tokens, medians of three pairs). */
+static void enqueue(fl_reader *r, fl_ticket *t)
+{
+    fl_ticket **at = t->is_ahead && r->tail ? &r->tail->next : &r->head;
+
+    while (*at && !(*at)->is_ahead)
+        at = &(*at)->next;
+    t->next = *at;
+    *at = t;
+    if (!t->next)
+        r->tail = t;
+}
+
 /* Queues `t`, which is freed when that cannot be; NULL: there was no memory for it. */
-static int queue_ticket(fl_reader *r, fl_ticket *t, fl_ticket **ticket, fl_failure *failure)
+static int queue_ticket(fl_reader *r, fl_ticket *t, int is_ahead, fl_ticket **ticket,
+                        fl_failure *failure)
 {
     if (!t) {
         failure->error = ENOMEM;
         return FL_SYSTEM;
     }
+    t->is_ahead = is_ahead;
     pthread_mutex_lock(&r->lock);
     int status = r->closed ? FL_CLOSED : FL_READ_OK;
     if (status == FL_READ_OK && t->n > 0) {
@@ -693,11 +710,7 @@ static int queue_ticket(fl_reader *r, fl_ticket *t, fl_ticket **ticket, fl_failu
         status = failure->error ? FL_SYSTEM : FL_READ_OK;
     }
     if (status == FL_READ_OK && t->n > 0) {
-        if (r->tail)
-            r->tail->next = t;
-        else
-            r->head = t;
-        r->tail = t;
+        enqueue(r, t);
         rouse(r); /* one, who rouses the next: sixteen would take the processor from whoever asks */
     }
     pthread_mutex_unlock(&r->lock);
@@ -710,7 +723,8 @@ static int queue_ticket(fl_reader *r, fl_ticket *t, fl_ticket **ticket, fl_failu
     return FL_READ_OK;
 }
 
-int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl_failure *failure)
+int fl_reader_submit(fl_reader *r, const fl_batch *batch, int is_ahead, fl_ticket **ticket,
+                     fl_failure *failure)
 {
     if (forked(r))
         return FL_FORKED;
@@ -720,7 +734,7 @@ int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl
         if (failure->kind)
             return FL_REFUSED;
     }
-    return queue_ticket(r, copy_batch(r, batch), ticket, failure);
+    return queue_ticket(r, copy_batch(r, batch), is_ahead, ticket, failure);
 }
 
 int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket, fl_failure *failure)
@@ -731,7 +745,7 @@ int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket, fl
     failure->extent = 0;
     if (failure->kind)
         return FL_REFUSED;
-    return queue_ticket(r, copy_run(r, run), ticket, failure);
+    return queue_ticket(r, copy_run(r, run), 1, ticket, failure);
 }
 
 int fl_ticket_wait(fl_ticket *t, int64_t upto, int64_t slice_ns, fl_failure *failure)

@@ -1,11 +1,11 @@
 /* Many reads in flight from native threads: a queue of batches over one fl_source.
  *
  * A batch is copied into one allocation, its ticket.  `depth` threads take its extents in order,
- * read, verify and note each, or one thread that has a ring of them read by the kernel; batches are
- * served first come, first served.  Memory named by a
- * batch belongs to the caller and must stay until fl_ticket_close has returned.  Every function
- * may be called from any thread of the process that opened the reader; in a forked child, where
- * the threads are gone, all but close and free answer FL_FORKED. */
+ * read, verify and note each, or one thread that has a ring of them read by the kernel.  Batches are
+ * served first come, first served, those that are read ahead when no others are left to begin.
+ * Memory named by a batch belongs to the caller and must stay until fl_ticket_close has returned.
+ * Every function may be called from any thread of the process that opened the reader; in a forked
+ * child, where the threads are gone, all but close and free answer FL_FORKED. */
 #ifndef FL_READER_H
 #define FL_READER_H
 
@@ -65,9 +65,10 @@ void fl_reader_free(fl_reader *r);
 int fl_reader_read(fl_reader *r, int64_t offset, int64_t length, uint8_t *out, fl_failure *failure);
 const fl_source *fl_reader_source(const fl_reader *r);
 
-/* FL_READ_OK and *ticket; FL_REFUSED with failure->kind and ->extent; FL_SYSTEM with ->error. */
-int fl_reader_submit(fl_reader *r, const fl_batch *batch, fl_ticket **ticket, fl_failure *failure);
-
+/* FL_READ_OK and *ticket; FL_REFUSED with failure->kind and ->extent; FL_SYSTEM with ->error.
+ * `is_ahead`: nobody waits for it yet.  A run is always read ahead. */
+int fl_reader_submit(fl_reader *r, const fl_batch *batch, int is_ahead, fl_ticket **ticket,
+                     fl_failure *failure);
 int fl_reader_submit_run(fl_reader *r, const fl_run *run, fl_ticket **ticket, fl_failure *failure);
 
 /* Until extents [0, upto) have arrived: FL_READ_OK; FL_FAIL_* of the first that did not; FL_TIMEOUT

@@ -168,8 +168,8 @@ class Interrupting(Storage):
     name = path = size = alignment = memory_alignment = None
     read = stats = fileno = close = None
 
-    def submit(self, batch, describe=None):
-        return InterruptingTicket(self, self.inner.submit(batch, describe))
+    def submit(self, batch, describe=None, *, ahead=False):
+        return InterruptingTicket(self, self.inner.submit(batch, describe, ahead=ahead))
 
 
 class InterruptingTicket(Ticket):

@@ -2,7 +2,8 @@
 
 The shim is compiled on the spot and loaded into a child before everything else.  After arm("plan")
 each preadv takes the next letter: s returns at most 1536 bytes, i EINTR, a EAGAIN, e EIO, x ENXIO,
-z nothing (end of file), b blocks for a minute, . is the real call; the last letter goes on forever.
+z nothing (end of file), b blocks for a minute, h holds until let_go(), . is the real call; the last
+letter goes on forever.  `order` has where the armed calls read, `held` says that one is held.
 A ring of io_uring makes no such calls, so that threads read here.
 """
 
@@ -20,12 +21,17 @@ SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
 static char plan[256];
 static volatile int at;
+atomic_int held, free_to_go, n_calls;
+long long order[64];
+
+void let_go(void) { free_to_go = 1; }
 
 void arm(const char *letters) { strncpy(plan, letters, sizeof plan - 1); at = 0; }
 
@@ -35,6 +41,8 @@ ssize_t preadv64(int fd, const struct iovec *iov, int n, off64_t offset)
     const char letter = plan[0] ? plan[at] : '.';
     if (plan[0] && plan[at + 1])
         at++;
+    if (plan[0] && n_calls < 64)
+        order[n_calls++] = offset;
     switch (letter) {
     case 'i': errno = EINTR; return -1;
     case 'a': errno = EAGAIN; return -1;
@@ -42,6 +50,10 @@ ssize_t preadv64(int fd, const struct iovec *iov, int n, off64_t offset)
     case 'x': errno = ENXIO; return -1;
     case 'z': return 0;
     case 'b': sleep(60); return real(fd, iov, n, offset);
+    case 'h':
+        for (held = 1; !free_to_go;)
+            usleep(100);
+        break;
     case 's': {
         struct iovec part[1024];
         size_t left = 1536;
@@ -90,6 +102,28 @@ try:
     print("whole" if whole else "wrong", storage.stats()["n_retries"])
 except FlashReadError as error:
     print("error", error.errno, error.offset, ticket.done(), storage.stats()["n_retries"])
+"""
+
+
+ORDER = """
+library = ctypes.CDLL(None)
+
+def submit(*numbers, ahead=False):
+    at = 512 * np.array(numbers)
+    batch = ReadBatch.plain(at, np.full(len(at), 512), at + memory.ctypes.data)
+    return storage.submit(batch, ahead=ahead)
+
+while not ctypes.c_int.in_dll(library, "held").value:
+    pass
+tickets = [ticket, submit(1, 2, ahead=True), submit(3, 4), submit(5, ahead=True), submit(6)]
+for closed in CLOSED:
+    tickets.pop(closed).close()
+tickets += [submit(7, ahead=True), submit(8)]
+library.let_go()
+for ticket in tickets:
+    ticket.wait()
+n = ctypes.c_int.in_dll(library, "n_calls").value
+print(*[at // 512 for at in (ctypes.c_longlong * 64).in_dll(library, "order")[:n]])
 """
 
 
@@ -168,3 +202,21 @@ os._exit(0)
 """
     result = run(shim, tmp_path, "b", code)
     assert result.stdout.strip() == "interrupted", result.stderr
+
+
+# which of the tickets are closed before anything of them is read -> the order of the reads; 0 and
+# 40 are those of the first ticket, of which the first is in flight meanwhile
+ORDERS = {
+    (): "0 40 3 4 6 8 1 2 5 7",
+    (4,): "0 40 3 4 8 1 2 5 7",
+    (3,): "0 40 3 4 6 8 1 2 7",
+    (4, 2): "0 40 8 1 2 5 7",
+    (3, 1): "0 40 3 4 6 8 7",
+    (4, 3, 2, 1): "0 40 8 7",
+}
+
+
+@pytest.mark.parametrize("closed", ORDERS)
+def test_what_is_wanted_passes_what_is_read_ahead(shim, tmp_path, closed):
+    result = run(shim, tmp_path, "h.", ORDER.replace("CLOSED", str(closed)))
+    assert result.stdout.strip() == ORDERS[closed], result.stderr

@@ -65,7 +65,7 @@ class Adviser:
         try:
             extents = self.extents(state, missing)
             fetch = self._fetcher.start_frames(
-                source, extents, 0, len(extents), segment.slot_address[placed]
+                source, extents, 0, len(extents), segment.slot_address[placed], ahead=True
             )
         except BaseException:
             segment.abandon(placed)

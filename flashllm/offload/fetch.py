@@ -175,18 +175,20 @@ class Fetcher:
         *,
         targets: np.ndarray | None = None,
         raw_address: int = 0,
+        ahead: bool = False,
     ) -> Fetch:
         """Submit all extents, read one after the other from `raw_address` on.
 
         targets  of a coded plane, uint64[m]: where each frame is wanted, decoded.  Raw frames stay
                  where they are read.
+        ahead    before somebody waits for them: others go first (storage/base.py)
         """
         batch, places = linear_batch(extents, source, raw_address)
         if not source.coded:
             targets = places
         fetch = Fetch(source, extents, targets, self._arena)
         try:
-            fetch._ticket = self._storage.submit(batch, fetch._describe)
+            fetch._ticket = self._storage.submit(batch, fetch._describe, ahead=ahead)
             if source.coded:
                 fetch._places = places
                 self._queue_jobs(fetch)
@@ -197,7 +199,7 @@ class Fetcher:
 
     def start_frames(
         self, source: FrameSource, extents: Extents, start: int, stop: int, targets: np.ndarray, *,
-        room: int = 0, room_bytes: int = 0,
+        room: int = 0, room_bytes: int = 0, ahead: bool = False,
     ) -> Fetch:  # fmt: skip
         """Submit the extents [start, stop) of raw frames, each read to its address in `targets`
         uint64[m]; one of 0 is filled in: a place in the `room_bytes` from `room` on."""
@@ -205,7 +207,7 @@ class Fetcher:
         try:
             fetch._ticket = self._storage.submit_frames(
                 extents, start, stop, source.tables, targets, room=room, room_bytes=room_bytes,
-                step=source.slot_bytes, trash=self._trash, describe=fetch._describe,
+                step=source.slot_bytes, trash=self._trash, describe=fetch._describe, ahead=ahead,
             )  # fmt: skip
         except BaseException:  # as in `start`
             fetch.close()
@@ -233,7 +235,7 @@ class Fetcher:
         return Arriving(ids, slots.addresses, native, self._arena, worded=worded, ended=ended)
 
     def start_run(self, source: FrameSource, run: Run, address: int) -> Fetch:
-        """Submit a run of raw frames, which stay where they are read, from `address` on."""
+        """Submit, ahead, a run of raw frames, which stay where they are read, from `address` on."""
         fetch = Fetch(source, run, run_places(run, source, address), self._arena)
         try:
             fetch._ticket = self._storage.submit_run(

@@ -217,7 +217,7 @@ class Stream:
             targets = spaced(stage.decoded_address, source.slot_bytes, len(frames))
         self._count(extents)
         stage.fetch = self._fetcher.start(
-            source, extents, targets=targets, raw_address=stage.raw_address
+            source, extents, targets=targets, raw_address=stage.raw_address, ahead=True
         )
 
     def _count(self, extents: Extents | Run) -> None:

@@ -6,7 +6,8 @@ Lifetime.   A storage holds one open, regular file from open_storage to close().
             ticket.close() has returned.  Deleting a ticket closes it.
 Order.      All extents of a batch are queued at once.  They are begun in order, first ticket first,
             up to `depth` at a time, and may finish in any order; wait() and done() speak of the
-            prefix that has arrived.
+            prefix that has arrived.  Tickets that are read `ahead`, which nobody waits for yet,
+            begin when no others have extents left to begin.
 Bytes.      An extent arrives whole or fails.  Its checks run over the destinations in memory after
             the read; bytes that do not fit are read once more and then refused.
 Failure.    The first failed extent, in the batch's order, is what wait() raises: ChecksumError, or
@@ -185,7 +186,9 @@ class Storage(ABC):
     engine: str  # who waits for the device: "threads" or "uring"
 
     @abstractmethod
-    def submit(self, batch: ReadBatch, describe: Describe | None = None) -> Ticket:
+    def submit(
+        self, batch: ReadBatch, describe: Describe | None = None, *, ahead: bool = False
+    ) -> Ticket:
         """Queue all of `batch`.  UsageError when an extent breaks a rule of ReadBatch or the
         alignment; ClosedError after close().  `describe` words places for error messages."""
 
@@ -193,8 +196,8 @@ class Storage(ABC):
         self, offset: int, length: int, address: int, start: int, stop: int,
         tables: FrameTables, describe: Describe | None = None,
     ) -> Ticket:  # fmt: skip
-        """`submit` of frames that lie one after the other in the file, as one extent: the bytes
-        [offset, offset + length) into the memory at `address`.
+        """`submit`, ahead, of frames that lie one after the other in the file, as one extent: the
+        bytes [offset, offset + length) into the memory at `address`.
 
         The frames are the rows [start, stop) of `tables`: offsets uint64[n], stored uint32[n] and
         digests uint64[n].  Frame i lies at offsets[i]; its check is XXH64, seeded with offsets[i] +
@@ -209,13 +212,13 @@ class Storage(ABC):
                 ends, np.array((address,), np.uint64), lengths,
                 ends * np.int32(stop - start), offsets + np.uint64((address - offset) % 2**64),
                 stored.astype(np.int64), offsets + np.uint64(tables.file_id), digests,
-            ), describe,
+            ), describe, ahead=True,
         )  # fmt: skip
 
     def submit_frames(
         self, extents, start: int, stop: int, tables: FrameTables, targets: np.ndarray, *,
         room: int = 0, room_bytes: int = 0, step: int = 0, trash: int,
-        describe: Describe | None = None,
+        describe: Describe | None = None, ahead: bool = False,
     ) -> Ticket:  # fmt: skip
         """`submit` of the extents [start, stop) of `extents` (arrays offset, length, first and
         frames: extent e holds the rows frames[first[e]:first[e + 1]] of `tables`, ascending).
@@ -234,7 +237,8 @@ class Storage(ABC):
         targets[anywhere] = np.arange(len(anywhere), dtype=np.uint64) * np.uint64(
             step
         ) + np.uint64(room)
-        return self.submit(ReadBatch.scattered(part, tables, targets, trash), describe)
+        batch = ReadBatch.scattered(part, tables, targets, trash)
+        return self.submit(batch, describe, ahead=ahead)
 
     brings = False  # whether `bring` is there
 

@@ -113,9 +113,11 @@ class NativeStorage(Storage):
         os.set_blocking(fd, True)
         return 1, 1
 
-    def submit(self, batch: ReadBatch, describe: Describe | None = None) -> Ticket:
+    def submit(
+        self, batch: ReadBatch, describe: Describe | None = None, *, ahead: bool = False
+    ) -> Ticket:
         try:
-            native = self._reader.submit(*batch.arrays())
+            native = self._reader.submit(*batch.arrays(), ahead)
         except _core.ReadFailure as failure:
             raise self._worded(failure, describe) from None
         except (ValueError, TypeError) as error:
@@ -135,12 +137,12 @@ class NativeStorage(Storage):
 
     def submit_frames(
         self, extents, start, stop, tables, targets, *, room=0, room_bytes=0, step=0, trash,
-        describe=None,
+        describe=None, ahead=False,
     ):  # fmt: skip
         try:
             native = self._reader.submit_frames(
                 tables, start, stop, extents.first, extents.offset, extents.length,
-                extents.frames, targets, room, room_bytes, step, trash,
+                extents.frames, targets, room, room_bytes, step, trash, ahead,
             )  # fmt: skip
         except _core.ReadFailure as failure:
             raise self._worded(failure, describe) from None

@@ -42,8 +42,8 @@ class _Wrapper(Storage):
 
 
 class SlowStorage(_Wrapper):
-    """A device that serves one extent at a time, in order, at `seconds_per_read` plus its bytes
-    over `bytes_per_s`.
+    """A device that serves one extent at a time, as they were submitted, at `seconds_per_read` plus
+    its bytes over `bytes_per_s`.
 
     An extent has arrived when the inner storage has read it and its time has come on `clock`
     (seconds); wait() calls `sleep` with what is missing.  read() pays like one extent.
@@ -79,8 +79,10 @@ class SlowStorage(_Wrapper):
         if len(ready) and ready[-1] == self._busy_until > now:
             self._busy_until = float(ready[np.searchsorted(ready, now, side="right")])
 
-    def submit(self, batch: ReadBatch, describe: Describe | None = None) -> Ticket:
-        inner = self.inner.submit(batch, describe)
+    def submit(
+        self, batch: ReadBatch, describe: Describe | None = None, *, ahead: bool = False
+    ) -> Ticket:
+        inner = self.inner.submit(batch, describe, ahead=ahead)
         return _SlowTicket(inner, self, self._ready(batch.length))
 
     def read(self, offset: int, length: int) -> bytes:
@@ -140,8 +142,10 @@ class FaultyStorage(_Wrapper):
         code = errno.EIO if kind == "fail" else errno.ENODATA
         return FlashReadError(code, f"injected fault: {kind}", self.path, offset, where)
 
-    def submit(self, batch: ReadBatch, describe: Describe | None = None) -> Ticket:
-        inner = self.inner.submit(batch, describe)
+    def submit(
+        self, batch: ReadBatch, describe: Describe | None = None, *, ahead: bool = False
+    ) -> Ticket:
+        inner = self.inner.submit(batch, describe, ahead=ahead)
         kinds = map(self._fault, batch.offset.tolist(), batch.length.tolist())
         faults = {extent: kind for extent, kind in enumerate(kinds) if kind is not None}
         return _FaultyTicket(inner, self, batch, faults, describe)
