@@ -1110,6 +1110,19 @@ cdef class FrameTables:
             raise ValueError("the frames are no ascending rows of the tables")
         return n
 
+    def lend(self, uint64_t[::1] addresses, int64_t start, int64_t stop, uint64_t shift):
+        """addresses[i] = offsets[i] + shift, modulo 2**64, of the frames [start, stop).  ValueError,
+        before anything has changed, where one has an address or is no row of the tables."""
+        cdef int64_t i
+        if addresses.shape[0] != self.offsets.shape[0] or not (
+                0 <= start <= stop <= addresses.shape[0]):
+            raise ValueError("the frames are no rows of the tables")
+        for i in range(start, stop):
+            if addresses[i]:
+                raise ValueError(f"frame {i} is present")
+        for i in range(start, stop):
+            addresses[i] = self.offsets[i] + shift
+
     def n_bytes(self, const int32_t[::1] frames):
         """The bytes of these frames in the file, padding included."""
         cdef size_t m = frames.shape[0]
@@ -1131,7 +1144,7 @@ cdef class SlotTables:
                   int32_t[::1] slot_frame, const uint64_t[::1] slot_address, int16_t[::1] pins,
                   uint8_t[::1] prefetched, double[::1] heat):
         cdef size_t n_frames = frame_slot.shape[0], n_most = slot_frame.shape[0]
-        if (not n_frames or not n_most or <size_t>last_use.shape[0] != n_frames
+        if (not n_frames or <size_t>last_use.shape[0] != n_frames
                 or <size_t>addresses.shape[0] != n_frames
                 or <size_t>slot_address.shape[0] != n_most or <size_t>pins.shape[0] != n_most
                 or <size_t>prefetched.shape[0] != n_most or <size_t>heat.shape[0] != n_most):
@@ -1139,8 +1152,10 @@ cdef class SlotTables:
         self._kept = (frame_slot, last_use, addresses, slot_frame, slot_address, pins, prefetched,
                       heat)
         self.addresses = addresses.base
-        self.c = fl_slots(n_frames, n_most, &frame_slot[0], &last_use[0], &addresses[0],
-                          &slot_frame[0], &slot_address[0], &pins[0], &prefetched[0], &heat[0])
+        self.c = fl_slots(n_frames, n_most, &frame_slot[0], &last_use[0], &addresses[0])
+        if n_most:
+            self.c.slot_frame, self.c.slot_address = &slot_frame[0], &slot_address[0]
+            self.c.pins, self.c.prefetched, self.c.heat = &pins[0], &prefetched[0], &heat[0]
 
     def take(self, const int32_t[::1] frames, int64_t n_slots, int64_t n_used, double worth,
              int32_t clock, bint admit, int32_t[:, ::1] answer, uint64_t[::1] targets,

@@ -138,11 +138,16 @@ def test_sweep_brings_every_absent_frame_in_order(layout, max_gap, stage_bytes, 
         assert chunk and lengths[chunk].sum() <= stage_bytes
         assert len(chunk) * decoded_bytes <= 5000
     ends = offsets + lengths
-    assert plan.runs == all(
+    in_a_row = all(
         b == a + 1 and offsets[b] == ends[a]
         for chunk in chunks
         for a, b in zip(chunk, chunk[1:], strict=False)
     )
+    assert (plan.runs is not None) == (in_a_row and not decoded_bytes)
+    if plan.runs is not None:
+        for run, chunk in zip(plan.runs, chunks, strict=True):
+            assert list(range(run.start, run.stop)) == chunk
+            assert (run.offset, run.n_bytes) == (offsets[chunk[0]], lengths[chunk].sum())
     for f in set(read) - set(np.flatnonzero(absent)):
         before = max(i for i in np.flatnonzero(absent) if i < f)
         after = min(i for i in np.flatnonzero(absent) if i > f)

@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .._core import FrameTables
+
 NONE = -1
 
 
@@ -128,6 +130,15 @@ class Segment:
     def lend(self, frames: np.ndarray | slice, addresses: np.ndarray) -> None:
         """Let absent frames appear at these addresses (not in slots) until `take_back`."""
         self.show(frames, addresses, frames)
+
+    def lend_run(self, tables: FrameTables, frames: slice, shift: int) -> None:
+        """`lend` of frames that lie where they do in the file, `shift` bytes on (modulo 2**64)."""
+        tables.lend(self.addresses, frames.start, frames.stop, shift)
+        last = self._lent[-1] if self._lent else None
+        if isinstance(last, slice) and last.stop == frames.start:  # taken back as one
+            self._lent[-1] = slice(last.start, frames.stop)
+        else:
+            self._lent.append(frames)
 
     def show(
         self, frames: np.ndarray | slice, addresses: np.ndarray, lent: np.ndarray | slice

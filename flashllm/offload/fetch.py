@@ -19,11 +19,12 @@ import numpy as np
 
 from .._core import SlotTables
 from ..cache.arena import Arena
+from ..cache.segment import Segment
 from ..container.base import Plane
 from ..errors import CodecError, FlashReadError, UnsupportedError
 from ..units import KIB
 from .arriving import Arriving
-from .frames import RAW, FrameSource, linear_batch, run_places
+from .frames import RAW, FrameSource, linear_batch
 from .planner import Extents, Part, Run
 
 # Extents are decoded in groups: waking a thread costs about as much as decoding 50 KiB.
@@ -55,9 +56,8 @@ class Fetch:
     )  # fmt: skip
 
     def __init__(
-        self, source: FrameSource, extents: Extents | Part | Run, addresses: np.ndarray,
-        arena: Arena,
-    ):  # fmt: skip
+        self, source: FrameSource, extents: Extents | Part, addresses: np.ndarray, arena: Arena
+    ):
         self.source, self.extents, self.addresses = source, extents, addresses
         self.failed = False
         self.decode_wait_ns = 0  # that the caller stood still for decoding, all bytes being there
@@ -125,8 +125,64 @@ class Fetch:
     def __del__(self) -> None:
         self.close()
 
+    def lend(self, segment: Segment) -> None:
+        """Its frames, which have arrived, appear in `segment` until that takes them back."""
+        segment.lend(self.extents.frames, self.addresses)
+
     def _describe(self, extent: int, check: int) -> str:
         """Which frame a failed extent is about; `check` counts within the extent, -1 = none."""
+        return self.source.describe(self.extents.frame_at(extent, max(check, 0)))
+
+
+class RunFetch:
+    """A run of raw frames on its way: a Fetch without arrays, a thousand to the GiB."""
+
+    __slots__ = ("source", "extents", "failed", "_shift", "_ticket", "_closed", "_arena", "_pid")
+
+    decode_ns = decode_wait_ns = 0
+
+    def __init__(self, source: FrameSource, run: Run, address: int, arena: Arena):
+        self.source, self.extents, self.failed = source, run, False
+        self._shift = (address - run.offset) % 2**64  # from a frame's offset to its address
+        self._ticket, self._closed = None, False
+        self._arena, self._pid = arena, os.getpid()
+        arena.lease()
+
+    @property
+    def addresses(self) -> np.ndarray:
+        """uint64 of its frames."""
+        offsets = self.source.plane.offsets[self.extents.frames]
+        return offsets + np.uint64(self._shift)  # wraps back
+
+    def wait(self) -> None:
+        """As Fetch.wait, of all of it."""
+        try:
+            self._ticket.wait()
+        except Exception:
+            self.failed = True
+            raise
+
+    def done(self) -> int:
+        return self._ticket.done()
+
+    def close(self) -> None:
+        """As Fetch.close."""
+        if self._closed:
+            return
+        if os.getpid() == self._pid:
+            if self._ticket is not None:
+                self._ticket.close()
+            self._arena.release()
+        self._closed = True
+
+    def __del__(self) -> None:
+        self.close()
+
+    def lend(self, segment: Segment) -> None:
+        """As Fetch.lend."""
+        segment.lend_run(self.source.tables, self.extents.frames, self._shift)
+
+    def _describe(self, extent: int, check: int) -> str:
         return self.source.describe(self.extents.frame_at(extent, max(check, 0)))
 
 
@@ -234,9 +290,9 @@ class Fetcher:
         )  # fmt: skip
         return Arriving(ids, slots.addresses, native, self._arena, worded=worded, ended=ended)
 
-    def start_run(self, source: FrameSource, run: Run, address: int) -> Fetch:
+    def start_run(self, source: FrameSource, run: Run, address: int) -> RunFetch:
         """Submit, ahead, a run of raw frames, which stay where they are read, from `address` on."""
-        fetch = Fetch(source, run, run_places(run, source, address), self._arena)
+        fetch = RunFetch(source, run, address, self._arena)
         try:
             fetch._ticket = self._storage.submit_run(
                 run.offset, run.n_bytes, address, run.start, run.stop, source.tables,

@@ -14,7 +14,7 @@ import numpy as np
 from .._core import FrameTables
 from ..container.base import Plane
 from ..units import align_up
-from .planner import Extents, Run
+from .planner import Extents
 
 RAW = "raw"
 MAX_PIECES = 512  # frames of one extent; with a gap after each, a read scatters over 1024 pieces
@@ -61,12 +61,6 @@ class FrameSource:
         n = self.tables.coalesce(frames, max_gap, max_extent, max_frames, first, offset, length)
         return Extents(frames, first[: n + 1], offset[:n], length[:n])
 
-    def run(self, start: int, stop: int) -> Run:
-        """Frames [start, stop), which lie one after the other in the file, as one extent."""
-        offset = int(self.plane.offsets[start])
-        last = align_up(int(self.plane.stored[stop - 1]), self.alignment)
-        return Run(start, stop, offset, int(self.plane.offsets[stop - 1]) + last - offset)
-
     def describe(self, frame: int) -> str:
         """'plane layers.3.ffn, frame 17 (items 34 to 35)' for error messages."""
         start = frame * self.per_frame
@@ -109,12 +103,6 @@ class Batch:
             self.check_start, self.check_address, self.check_length, self.check_seed,
             self.check_digest,
         )  # fmt: skip
-
-
-def run_places(run: Run, source: FrameSource, address: int) -> np.ndarray:
-    """uint64 addresses of a run's frames when it lies at `address`."""
-    shift = np.uint64((address - run.offset) % 2**64)
-    return source.plane.offsets[run.start : run.stop] + shift  # wraps back
 
 
 def linear_places(extents: Extents, source: FrameSource, address: int) -> np.ndarray:

@@ -129,13 +129,14 @@ class Leases:
             while chunk < len(sweep):
                 stages = stream.take(most)
                 for stage in stages:
-                    fetch = stage.fetch
-                    frames, addresses = fetch.extents.frames, fetch.addresses
-                    if sweep.n_bytes > sweep.absent_bytes:  # gaps read through are resident
-                        frames = np.arange(segment.n_frames, dtype=np.int32)[frames]
-                        absent = segment.addresses[frames] == 0
-                        frames, addresses = frames[absent], addresses[absent]
-                    segment.lend(frames, addresses)
+                    if sweep.n_bytes == sweep.absent_bytes:
+                        stage.fetch.lend(segment)
+                        continue
+                    # Gaps that were read through are resident.
+                    frames, addresses = stage.fetch.extents.frames, stage.fetch.addresses
+                    frames = np.arange(segment.n_frames, dtype=np.int32)[frames]
+                    absent = segment.addresses[frames] == 0
+                    segment.lend(frames[absent], addresses[absent])
                 chunk += len(stages)
                 stop = int(sweep.cover[chunk])
                 yield start, stop

@@ -156,14 +156,14 @@ class SweepPlan:
     cover  int32[n+1]   frames [0, cover[0]) need no chunk; once chunk c is there, so are all frames
                         of [cover[c], cover[c+1])
     read   bool[n_frames], or None when every frame of each chunk is read
-    runs   every chunk's frames lie one after the other in the file
+    runs   each chunk as one run; None where frames do not lie one after the other or are coded
     n_bytes, absent_bytes  of the file: what is read; what of it was absent (the rest are gaps)
     """
 
     cuts: np.ndarray
     cover: np.ndarray
     read: np.ndarray | None
-    runs: bool
+    runs: tuple[Run, ...] | None
     n_bytes: int
     absent_bytes: int
     owner: object = None
@@ -201,7 +201,8 @@ def plan_sweep(
     wanted = np.flatnonzero(absent)
     if len(wanted) == 0:
         none = np.empty((0, 2), dtype=np.int32)
-        return SweepPlan(none, np.array([n_frames], dtype=np.int32), None, True, 0, 0, owner)
+        cover, runs = np.array([n_frames], dtype=np.int32), None if decoded_bytes else ()
+        return SweepPlan(none, cover, None, runs, 0, 0, owner)
     ends = offsets + lengths
     gaps = offsets[wanted[1:]] - ends[wanted[:-1]]
     read = absent.copy()
@@ -226,11 +227,16 @@ def plan_sweep(
     cover = np.append(cuts[:, 0], n_frames).astype(np.int32)
     broken = np.append(offsets[1:] != ends[:-1], True)  # what follows does not follow in the file
     before = np.cumsum(broken) - broken
+    runs = None
+    if dense and not decoded_bytes and (before[cuts[:, 1] - 1] == before[cuts[:, 0]]).all():
+        starts = offsets[cuts[:, 0]]
+        rows = np.column_stack((cuts, starts, ends[cuts[:, 1] - 1] - starts))
+        runs = tuple(Run(*row) for row in rows.tolist())
     return SweepPlan(
         cuts,
         cover,
         None if dense else read,
-        dense and bool((before[cuts[:, 1] - 1] == before[cuts[:, 0]]).all()),
+        runs,
         int(sizes[-1]),
         int(lengths[wanted].sum()),
         owner,

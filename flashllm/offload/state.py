@@ -71,7 +71,7 @@ class PlaneState:
             self.last_use = np.full(source.n_frames, -1, dtype=np.int32)
             self.prefetched = np.zeros(segment.n_most, dtype=bool)
         self.tables: SlotTables | None = None  # for native requests
-        if sparse and isinstance(policy, LFU) and segment.n_most:
+        if sparse and isinstance(policy, LFU):
             self.tables = SlotTables(
                 segment.frame_slot, self.last_use, segment.addresses, segment.slot_frame,
                 segment.slot_address, segment.pins, self.prefetched.view(np.uint8), policy.heat,

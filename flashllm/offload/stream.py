@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 
 from ..errors import ChecksumError, CodecError, FlashReadError
-from .fetch import Fetch, Fetcher
+from .fetch import Fetch, Fetcher, RunFetch
 from .frames import spaced
 from .planner import Extents, Run, SweepPlan
 from .stats import StepStats
@@ -31,7 +31,7 @@ class Stage:
 
     def __init__(self, raw_address: int, decoded_address: int):
         self.raw_address, self.decoded_address = raw_address, decoded_address
-        self.fetch: Fetch | None = None
+        self.fetch: Fetch | RunFetch | None = None
         self.plan: SweepPlan | None = None
         self.chunk = 0
         self.step = 0  # in which it was submitted
@@ -205,8 +205,8 @@ class Stream:
     def _submit(self, stage: Stage) -> None:
         stage.step = self._step
         source = stage.plan.owner
-        if stage.plan.runs and not source.coded:
-            run = source.run(*stage.plan.cuts[stage.chunk].tolist())
+        if stage.plan.runs is not None:
+            run = stage.plan.runs[stage.chunk]
             self._count(run)
             stage.fetch = self._fetcher.start_run(source, run, stage.raw_address)
             return

@@ -46,7 +46,7 @@ class Taker:
         """Take these frames, int32 ascending.  With `admit` victims make room and the frames'
         use is remembered, without it what is missing gets free slots only."""
         tables, segment, n = state.tables, state.segment, len(frames)
-        if tables is None or not segment.n_slots:
+        if tables is None:
             return take_slowly(state, frames, clock, admit=admit)
         if len(self._scratch) < max(n, segment.n_most):
             self._scratch = np.empty(segment.n_frames, dtype=np.int32)
