@@ -349,7 +349,7 @@ class LLM:
         observer: Callable[[int, np.ndarray, np.ndarray], None],
     ) -> None:
         """Take `ids` in afresh; `observer(layer, x, decided)` sees every sparse FFN's input and
-        deciding pre-activations (models/decoder.py says what they are), chunk by chunk.
+        deciding pre-activations (models/ffn.py says what they are), chunk by chunk.
 
         What it keeps of them is the caller's to `lend`.
         """

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from ..kernels.base import ATTENTION, FFN, PREDICT
-from .decoder import n_above_zero
+from .ffn import n_above_zero
 from .llama import LlamaModel
 from .look_ahead import LookAhead
 from .pages import own_pages

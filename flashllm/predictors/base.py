@@ -2,7 +2,7 @@
 
     x float32[hidden_size]  ->  ids int32[k], ascending, distinct, each in 0..n_bundles - 1
 
-`x` is the normed input of the layer's FFN (what the observer of models/decoder.py sees), ids are
+`x` is the normed input of the layer's FFN (what the observer of models/ffn.py sees), ids are
 the layer's bundles in the container's order.  A predictor refuses to know what is cached, what a
 read costs and whether its answer decides the result (approximate mode) or only what is fetched
 early.
