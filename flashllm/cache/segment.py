@@ -15,8 +15,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from .._core import FrameTables
-
 NONE = -1
 
 
@@ -131,8 +129,9 @@ class Segment:
         """Let absent frames appear at these addresses (not in slots) until `take_back`."""
         self.show(frames, addresses, frames)
 
-    def lend_run(self, tables: FrameTables, frames: slice, shift: int) -> None:
-        """`lend` of frames that lie where they do in the file, `shift` bytes on (modulo 2**64)."""
+    def lend_run(self, tables, frames: slice, shift: int) -> None:
+        """`lend` of frames that lie as in the file, `shift` bytes on (modulo 2**64), by the plane's
+        FrameTables."""
         tables.lend(self.addresses, frames.start, frames.stop, shift)
         last = self._lent[-1] if self._lent else None
         if isinstance(last, slice) and last.stop == frames.start:  # taken back as one

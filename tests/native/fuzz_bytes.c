@@ -117,7 +117,7 @@ static void batch(fl_reader *r, int tame)
                         check_length, seed, digest};
     fl_ticket *ticket = NULL;
     fl_failure failure = {0};
-    const int status = fl_reader_submit(r, &b, &ticket, &failure);
+    const int status = fl_reader_submit(r, &b, (int)(b.n_extents % 2), &ticket, &failure);
     must(status == FL_READ_OK || status == FL_REFUSED, "neither taken nor refused");
     must(!(tame && status == FL_REFUSED), "a good batch is refused");
     if (status == FL_READ_OK) {
