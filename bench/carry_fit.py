@@ -1,6 +1,6 @@
 """Predictors fitted to a container, for the same neurons in another order.
 
-    carry(fitted, container)     # writes container.fit from fitted.fit
+    python bench/carry_fit.py FITTED.flash CONTAINER.flash    # writes CONTAINER.flash.fit
 
 A fit names bundles by their place, so that a container in another order needs another; fitting a
 layer of 15360 neurons takes a minute.  Nothing is fitted here: neurons of both containers are
@@ -10,6 +10,7 @@ one scale, are rounded once more (to the same type).
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,3 +94,16 @@ def _low_bit(layer: FittedLayer, section: np.ndarray, order: np.ndarray) -> byte
         at, row = at + count * width, row + count
     rest = (scale[by_place], bias[by_place], ids[by_place].astype(id_type))
     return b"".join(turned) + b"".join(part.tobytes() for part in rest)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("fitted", type=Path, help="the container beside which the fit lies")
+    parser.add_argument("container", type=Path, help="the same neurons in another order")
+    args = parser.parse_args()
+    carry(args.fitted, args.container)
+    print(fit_path(args.container))
+
+
+if __name__ == "__main__":
+    main()
