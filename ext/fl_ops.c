@@ -21,15 +21,21 @@ enum { MAX_HEAD_DIM = 576 }; /* a latent of 512 and 64 that turn */
 fl_kernel_status fl_resolve(const fl_piece *piece, const fl_items *items, int64_t k, int64_t n,
                             const uint8_t **rows)
 {
+    int64_t frame = 0, first = 0, stop = 0; /* the frame found last, and the items it holds */
+    const uint8_t *base = NULL;
     for (int64_t i = 0; i < n; i++, k++) {
-        int64_t id = items->ids ? items->ids[k] : items->start + k;
-        int64_t frame = id / piece->per_frame;
-        if (id < 0 || frame >= items->n_frames) return FL_OUT_OF_RANGE;
-        uint64_t address = items->addresses[frame];
-        if (address == 0) return FL_ABSENT_FRAME;
-        if (address % 16 != 0) return FL_MISALIGNED;
-        int64_t at = (id - frame * piece->per_frame) * piece->stride + piece->offset;
-        rows[i] = (const uint8_t *)(uintptr_t)address + at;
+        const int64_t id = items->ids ? items->ids[k] : items->start + k;
+        if (id < first || id >= stop) { /* a division takes as long as 40 bytes of a row */
+            frame = id / piece->per_frame;
+            if (id < 0 || frame >= items->n_frames) return FL_OUT_OF_RANGE;
+            const uint64_t address = items->addresses[frame];
+            if (address == 0) return FL_ABSENT_FRAME;
+            if (address % 16 != 0) return FL_MISALIGNED;
+            base = (const uint8_t *)(uintptr_t)address + piece->offset;
+            first = frame * piece->per_frame;
+            stop = first + piece->per_frame;
+        }
+        rows[i] = base + (id - first) * piece->stride;
     }
     return FL_KERNEL_OK;
 }
