@@ -34,6 +34,22 @@ def is_array(object array, int code, tuple shape, bint out):
     return good
 
 
+# ------------------------------------------------------------------------------------- memory
+
+cdef extern from "fl_memory.h" nogil:
+    uint64_t fl_or_words(const uint64_t *words, size_t n_words)
+
+
+def or_words(const uint64_t[::1] words not None):
+    """All uint64 of an array, or-ed together, at the speed of memory; 0 for none."""
+    cdef uint64_t all_bits
+    cdef size_t n = words.shape[0]
+    cdef const uint64_t *p = &words[0] if n else NULL
+    with nogil:
+        all_bits = fl_or_words(p, n)
+    return all_bits
+
+
 # ---------------------------------------------------------------------------------- checksums
 
 cdef extern from "fl_xxh64.h" nogil:

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flashllm import LLM
+from flashllm import LLM, _core
 from flashllm.engine.totals import Share
 from flashllm.floors import Floors, Touched
 from flashllm.kernels.base import FFN, PHASES, PREDICT
 from flashllm.models.decoder import DecoderModel
 from flashllm.offload.stats import StepStats
+from flashllm.probe import dram
 from flashllm.probe.curve import DEFAULT_CURVE
 from flashllm.probe.dram import LEAST_BYTES, read_bytes_per_s
 
@@ -115,6 +116,28 @@ def test_dram_is_measured_where_it_is_asked_to():
     start = time.perf_counter()
     rate = read_bytes_per_s(memory, n_threads=2)
     assert LEAST_BYTES / (time.perf_counter() - start) < rate < 1e13
+
+
+def test_dram_is_measured_on_other_bytes_each_time(monkeypatch):
+    """What was just read may lie in a cache; arrays of odd lengths end a stretch and begin it."""
+    seen = []
+    monkeypatch.setattr(dram, "or_words", lambda words: seen.append(words))
+    monkeypatch.setattr(dram, "MOST_BYTES", 8 * 100)
+    monkeypatch.setattr(dram, "LEAST_BYTES", 1)
+    whole = np.arange(530, dtype=np.uint64)
+    cuts = [np.frombuffer(part.tobytes() + b"odd", np.uint8) for part in np.split(whole, [7, 140])]
+    assert dram.read_bytes_per_s(cuts, n_threads=1) > 0
+    assert np.concatenate(seen).tolist() == list(range(300))
+    seen.clear()
+    monkeypatch.setattr(dram, "REPEATS", 7)  # once round and on
+    dram.read_bytes_per_s(cuts, n_threads=1)
+    assert np.concatenate(seen).tolist() == [*range(530), *range(170)]
+
+
+@pytest.mark.parametrize("n", [0, 1, 7, 8, 9, 5000])
+def test_words_are_all_looked_at(n):
+    words = np.left_shift(np.uint64(1), np.arange(n, dtype=np.uint64) % np.uint64(64))
+    assert _core.or_words(words) == int(np.bitwise_or.reduce(words, initial=0))
 
 
 def test_phases_have_one_source():
