@@ -687,7 +687,7 @@ cdef class NativeKernels:
         call.decided.count = &some
         while True:
             with nogil:
-                answer = fl_bring_next(&bring.c, SLICE_NS, &failure)
+                answer = bring.go_on(&failure)
                 some = <int64_t>(bring.c.stop - bring.c.from_)
                 if answer == FL_READ_OK and some > 0:
                     started = now_ns()
@@ -1054,6 +1054,23 @@ cdef extern from "fl_slots.h" nogil:
     int fl_slots_end(const fl_slots *s, const int32_t *hits, size_t n_hits,
                      const int32_t *placed, size_t n_placed)
 
+cdef extern from "fl_request.h" nogil:
+    ctypedef struct fl_request:
+        const int32_t *ids
+        size_t n_ids
+        int64_t per_frame, max_gap, max_extent, max_frames
+        fl_take take
+        size_t n_absent, n_extents
+        int64_t absent_bytes, unused_bytes
+        int32_t *first
+        int64_t *offset
+        int64_t *length
+    enum:
+        FL_NO_MEMORY
+    int fl_request_make(const fl_slots *s, const fl_frames *t, fl_request *r)
+    int fl_request_end(const fl_slots *s, fl_request *r)
+    void fl_request_free(fl_request *r)
+
 READ_DIRECT, READ_PREAD, READ_MMAP = FL_DIRECT, FL_PREAD, FL_MMAP
 
 _FAILURES = {
@@ -1209,10 +1226,82 @@ cdef class SlotTables:
 
 
 @cython.no_gc
+cdef class Request:
+    """Items of a sparse plane with the slots that they hold until `end`, and the extents that bring
+    what is missing of them; see fl_request.h.
+
+    ids  int32 ascending; the others as SlotTables.take and FrameTables.coalesce have them
+    """
+    cdef fl_request c
+    cdef SlotTables slots  # keep the memory
+    cdef FrameTables tables
+    cdef const int32_t[::1] ids
+    cdef int64_t ns  # that making it took
+
+    def __cinit__(self, SlotTables slots not None, FrameTables tables not None,
+                  const int32_t[::1] ids not None, int64_t per_frame, int64_t n_slots,
+                  int64_t n_used, double worth, int32_t clock, bint admit, int64_t max_gap,
+                  int64_t max_extent, int64_t max_frames):
+        cdef int64_t started = now_ns()
+        cdef int status
+        if not 0 <= n_used <= n_slots <= <int64_t>slots.c.n_most:
+            raise ValueError("more slots than there are")
+        if not ids.shape[0] or slots.c.n_frames != tables.c.n_frames:
+            raise ValueError("the items and the tables do not fit each other")
+        self.slots, self.tables, self.ids = slots, tables, ids
+        self.c.ids, self.c.n_ids, self.c.per_frame = &ids[0], ids.shape[0], per_frame
+        self.c.max_gap, self.c.max_extent, self.c.max_frames = max_gap, max_extent, max_frames
+        self.c.take.n_slots, self.c.take.n_used = n_slots, n_used
+        self.c.take.worth, self.c.take.clock, self.c.take.admit = worth, clock, admit
+        status = fl_request_make(&slots.c, &tables.c, &self.c)
+        self.ns = now_ns() - started
+        if status == FL_NO_MEMORY:
+            raise MemoryError
+        if status:
+            raise ValueError("a frame is on its way into its slot" if status == FL_LOADING else
+                             "the items are no ascending rows of the tables")
+
+    def __dealloc__(self):
+        fl_request_free(&self.c)
+
+    def __len__(self):
+        """Extents."""
+        return self.c.n_extents
+
+    def counts(self):
+        """(How many slots more than before hold a frame, whether any holds another, how many items
+        are absent, their bytes, bytes of victims never used)."""
+        cdef const fl_take *t = &self.c.take
+        return (<int64_t>t.n_placed - <int64_t>t.n_evicted, t.n_placed + t.n_evicted > 0,
+                self.c.n_absent, self.c.absent_bytes, self.c.unused_bytes)
+
+    def frames(self):
+        """The frames that are missing, as lists: all of them, and of each extent where they begin
+        among those, with its offset and its length."""
+        cdef size_t i
+        cdef size_t n = self.c.n_extents
+        return ([self.c.take.missing[i] for i in range(self.c.take.n_missing)],
+                [self.c.first[i] for i in range(n + 1)], [self.c.offset[i] for i in range(n)],
+                [self.c.length[i] for i in range(n)])
+
+    def slots_held(self):
+        """Slots of what was there, and of what is to come, as lists."""
+        cdef size_t i
+        return ([self.c.take.hits[i] for i in range(self.c.take.n_hits)],
+                [self.c.take.placed[i] for i in range(self.c.take.n_placed)])
+
+    def end(self):
+        """As SlotTables.end; once it was True there is nothing to end."""
+        return fl_request_end(&self.slots.c, &self.c) == 0
+
+
+@cython.no_gc
 cdef class Reader:
     """fl_reader over a descriptor that it owns from now on; raises OSError when it cannot open."""
     cdef fl_reader *reader
     cdef readonly int ring_error  # why threads read though a ring was asked for; 0: it works
+    # Nanoseconds that callers have spent here on asking for reads, without waiting for them.
+    cdef readonly int64_t submit_ns
 
     def __cinit__(self, int fd, int mode, int64_t size, int depth, int64_t alignment,
                   int64_t memory_alignment, int ring_depth=0):
@@ -1260,6 +1349,7 @@ cdef class Reader:
         cdef fl_batch b
         cdef fl_failure failure
         cdef int status
+        cdef int64_t started = now_ns()
         cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
         b.n_extents, b.n_iov = offset.shape[0], iov_address.shape[0]
         b.n_checks = check_address.shape[0]
@@ -1283,6 +1373,7 @@ cdef class Reader:
         b.check_digest = &check_digest[0] if b.n_checks else NULL
         with nogil:
             status = fl_reader_submit(self.reader, &b, ahead, &ticket.ticket, &failure)
+        self.submit_ns += now_ns() - started
         if status != FL_READ_OK:
             raise _failure(status, &failure)
         ticket.reader, ticket.n = self, b.n_extents
@@ -1294,6 +1385,7 @@ cdef class Reader:
         cdef fl_run run
         cdef fl_failure failure
         cdef int status
+        cdef int64_t started = now_ns()
         cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
         if not 0 <= start < stop <= <int64_t>tables.c.n_frames:
             raise ValueError("the frames of a run do not lie in its tables")
@@ -1303,6 +1395,7 @@ cdef class Reader:
         run.digests = tables.c.digests + start
         with nogil:
             status = fl_reader_submit_run(self.reader, &run, &ticket.ticket, &failure)
+        self.submit_ns += now_ns() - started
         if status != FL_READ_OK:
             raise _failure(status, &failure)
         ticket.reader, ticket.n = self, 1
@@ -1319,7 +1412,7 @@ cdef class Reader:
         cdef fl_failure failure
         cdef int status = FL_SYSTEM, refused = 0
         cdef void *memory
-        cdef int64_t e
+        cdef int64_t e, started = now_ns()
         cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
         if not 0 <= start < stop <= offset.shape[0] or not (
                 offset.shape[0] == length.shape[0] == first.shape[0] - 1):
@@ -1340,6 +1433,7 @@ cdef class Reader:
             if memory != NULL:
                 status = fl_reader_submit(self.reader, &b, ahead, &ticket.ticket, &failure)
                 free(memory)
+        self.submit_ns += now_ns() - started
         if refused:
             raise ValueError("no room for all frames" if refused == FL_NO_ROOM else
                              "the frames are no rows of the tables")
@@ -1360,39 +1454,28 @@ cdef class Bring:
     """Items of a sparse plane, brought in parts; see fl_bring.h.  Deleting it waits for what is in
     flight."""
     cdef fl_bring c
-    cdef Reader reader
-    cdef FrameTables tables
-    cdef SlotTables slots
-    cdef tuple _kept  # keeps the memory
+    cdef Reader reader  # keep the memory
+    cdef Request request
 
-    def __cinit__(self, Reader reader not None, FrameTables tables not None,
-                  SlotTables slots not None, const int32_t[::1] ids not None, int64_t per_frame,
-                  const int32_t[::1] first not None, const int64_t[::1] offset not None,
-                  const int64_t[::1] length not None, const int32_t[::1] missing not None,
-                  uint64_t[::1] targets not None, uint64_t half, uint64_t other_half,
-                  uint64_t half_bytes, uint64_t step, uint64_t trash):
-        """Submit what there is room for.  ids int32 ascending, of these slots' plane; the extents
-        and targets as Reader.submit_frames takes them."""
+    def __cinit__(self, Reader reader not None, Request request not None, uint64_t half,
+                  uint64_t other_half, uint64_t half_bytes, uint64_t step, uint64_t trash):
+        """Submit what there is room for; a request is brought once."""
+        cdef int64_t started = now_ns()
         cdef fl_failure failure
         cdef int status
-        cdef size_t n = offset.shape[0]
-        if (not ids.shape[0] or <size_t>length.shape[0] != n or <size_t>first.shape[0] != n + 1
-                or first[n] < 0 or missing.shape[0] < first[n] or targets.shape[0] < first[n]
-                or slots.c.n_frames != tables.c.n_frames):
-            raise ValueError("the arrays of a request do not fit each other")
-        self.reader, self.tables, self.slots = reader, tables, slots
-        self._kept = (ids, first, offset, length, missing, targets)
-        self.c.tables, self.c.reader = &tables.c, reader.reader
-        self.c.addresses, self.c.frame_slot = slots.c.addresses, slots.c.frame_slot
-        self.c.ids, self.c.n_ids, self.c.per_frame = &ids[0], ids.shape[0], per_frame
-        self.c.first, self.c.n_extents = &first[0], n
-        if n:
-            self.c.offset, self.c.length = &offset[0], &length[0]
-            self.c.missing, self.c.targets = &missing[0], &targets[0]
+        cdef const fl_request *r = &request.c
+        cdef const fl_slots *slots = &request.slots.c
+        self.reader, self.request = reader, request
+        self.c.tables, self.c.reader = &request.tables.c, reader.reader
+        self.c.addresses, self.c.frame_slot = slots.addresses, slots.frame_slot
+        self.c.ids, self.c.n_ids, self.c.per_frame = r.ids, r.n_ids, r.per_frame
+        self.c.first, self.c.n_extents, self.c.missing = r.first, r.n_extents, r.take.missing
+        self.c.offset, self.c.length, self.c.targets = r.offset, r.length, r.take.targets
         self.c.halves = [half, other_half]
         self.c.half_bytes, self.c.step, self.c.trash = half_bytes, step, trash
         with nogil:
             status = fl_bring_start(&self.c, &failure)
+        reader.submit_ns += request.ns + now_ns() - started
         if status != FL_READ_OK:
             raise _bring_failure(status, &failure)
 
@@ -1407,12 +1490,19 @@ cdef class Bring:
         cdef int status = FL_TIMEOUT
         while status == FL_TIMEOUT:
             with nogil:  # in slices, so that a Ctrl-C is seen
-                status = fl_bring_next(&self.c, SLICE_NS, &failure)
+                status = self.go_on(&failure)
             if status == FL_TIMEOUT:
                 PyErr_CheckSignals()
         if status != FL_READ_OK:
             raise _bring_failure(status, &failure)
         return self.c.from_, self.c.stop
+
+    cdef int go_on(self, fl_failure *failure) noexcept nogil:
+        """fl_bring_next, and what it took."""
+        cdef int64_t started = now_ns(), waited = self.c.wait_ns
+        cdef int status = fl_bring_next(&self.c, SLICE_NS, failure)
+        self.reader.submit_ns += now_ns() - started - (self.c.wait_ns - waited)
+        return status
 
     def submitted(self):
         """(extents, bytes) so far, and the nanoseconds that were waited for them."""

@@ -49,6 +49,9 @@ BREAKS = {
         "ext/fl_bring.c", "b->targets, b->halves[wave % 2],", "b->targets, b->halves[0],",
         ("test_offload_arriving.py",),
     ),
+    "end a request twice": Break(
+        "ext/fl_request.c", "r->take.n = 0;", ";", ("test_offload_arriving.py",),
+    ),
     "what is read ahead first": Break(
         "ext/fl_reader.c", "while (*at && !(*at)->is_ahead)", "while (*at)",
         ("test_storage_retries.py",),

@@ -7,12 +7,13 @@ import weakref
 
 import numpy as np
 import pytest
-from flashllm._core import Bring, ReadFailure
+from flashllm._core import Bring, ReadFailure, Request
 
 from flashllm.conversion.relayout import relayout
 from flashllm.errors import ChecksumError, ClosedError, FlashReadError
 from flashllm.kernels.native import NativeSet
 from flashllm.offload.arriving import Arriving
+from flashllm.offload.pick import extents_of
 from flashllm.offload.state import PlaneState
 
 from . import fits, tiny
@@ -192,7 +193,7 @@ def test_an_interrupted_end_is_repaired(model, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(store._picker._taker, "end", interrupted)
+        patch.setattr(store._picker._taker, "end_request", interrupted)
         with pytest.raises(KeyboardInterrupt):
             arriving.close()
     assert store._state(name).segment.pins.any()
@@ -217,39 +218,83 @@ def test_other_planes_and_steps_take_leases(model):
     lru.end_step()
 
 
-def test_arrays_that_do_not_fit_are_refused(model):
+def test_requests_that_do_not_fit_are_refused(model):
     name = NAMES[1]
     store = model.store({name: 12}, mode="cached")
-    state, storage = store._state(name), model.storage
-    ids = np.array([40, 41, 60], dtype=np.int32)
-    extents = state.source.extents(ids, max_gap=0, max_extent=1 << 20)
+    state = store._state(name)
+    before = {key: array.copy() for key, array in tables(store, name).items()}
 
-    def bring(ids=ids, per_frame=1, first=extents.first, missing=ids, targets=3, step=512, **more):
-        return Bring(
-            storage._reader, more.get("tables", state.source.tables), state.tables, ids, per_frame,
-            first, extents.offset, extents.length, missing, np.zeros(targets, np.uint64),
-            *store._demand._halves, more.get("room", 4096), step, 0,
-        )  # fmt: skip
+    def request(ids=(40, 41, 60), per_frame=1, tables=state.source.tables, used=12, slots=12):
+        ids = np.array(ids, dtype=np.int32)
+        return Request(
+            state.tables, tables, ids, per_frame, slots, used, 1.0, 1, True, 0, 1 << 20, 4
+        )
 
-    other = model.container.planes["embed"]
+    def bring(request, room=4096, step=512):
+        return Bring(model.storage._reader, request, *store._demand._halves, room, step, 0)
+
+    n_frames = state.source.n_frames
     wrong = {
-        "no items": {"ids": ids[:0]},
-        "extents": {"first": extents.first[:-1]},
-        "targets": {"targets": 2},
-        "not ascending": {"missing": ids[::-1].copy()},
-        "no rows": {"missing": np.array([40, 41, 900], np.int32)},
-        "there": {"missing": np.array([3, 41, 60], np.int32)},
+        "no items": {"ids": ()},
+        "not ascending": {"ids": (41, 40)},
+        "twice the same": {"ids": (41, 41)},
+        "no rows": {"ids": (40, n_frames)},
+        "before the first": {"ids": (-1, 40)},
         "items of no frame": {"per_frame": 0},
-        "no step": {"step": 0},
-        "no room": {"room": 512},
+        "more used than there are": {"used": 13},
+        "more slots than there are": {"slots": 13},
         "another plane": {"tables": store._state("embed").source.tables},
     }
-    assert other.n_frames != state.source.n_frames and state.segment.addresses[3]
+    assert store._state("embed").source.n_frames != n_frames and state.segment.n_most == 12
     for what, changed in wrong.items():
-        with pytest.raises(ValueError, match="fit each other"):
-            bring(**changed)
+        with pytest.raises(ValueError, match="ascending rows|fit each other|than there are"):
+            request(**changed)
             pytest.fail(what)
-    assert not state.segment.addresses[ids].any()
+    for key, array in tables(store, name).items():
+        np.testing.assert_array_equal(array, before[key], err_msg=key)
+    lent = request(ids=range(40, 70))  # eighteen of them have no slot
+    for room in ({"step": 0}, {"room": 511}):
+        with pytest.raises(ValueError, match="fit each other"):
+            bring(lent, **room)
+    first = bring(lent)
+    first.next()
+    while first.next()[0] < 30:
+        pass
+    with pytest.raises(ValueError, match="fit each other"):  # some of it is there now
+        bring(lent)
+    first.end()
+    assert lent.end() and lent.end()  # once more is nothing
+    assert not state.segment.pins.any() and np.count_nonzero(state.segment.addresses) == 12
+
+
+def test_what_a_request_says_of_itself(model):
+    """What is asked of it seldom, against the same from NumPy."""
+    name = NAMES[0]  # three items to a frame
+    store = model.store({name: 20}, mode="cached")
+    state, clock = store._state(name), 1
+    ids = np.array([1, 2, 30, 31, 66, 70, 71, 72, 100], dtype=np.int32)
+    frames = np.unique(ids // 3).astype(np.int32)
+    assert state.source.per_frame == 3
+    taker = store._picker._taker
+    request, counts = taker.request(
+        state, ids, clock, admit=True, max_extent=1 << 20, max_frames=2
+    )
+    hits, placed = request.slots_held()
+    there = frames < 20
+    assert hits == frames[there].tolist()  # a slot has the number of the frame it began with
+    assert state.segment.slot_frame[placed].tolist() == frames[~there].tolist()
+    lengths = state.source.places(ids[ids // 3 >= 20] // 3)[1]
+    assert counts == [len(lengths), int(lengths.sum()) // 3, 0]
+    expected = state.source.extents(
+        frames[~there], max_gap=state.max_gap, max_extent=1 << 20, max_frames=2
+    )
+    found = extents_of(request)
+    for key in ("frames", "first", "offset", "length"):
+        np.testing.assert_array_equal(getattr(found, key), getattr(expected, key), err_msg=key)
+        assert getattr(found, key).dtype == getattr(expected, key).dtype
+    assert len(request) == len(expected) > 1
+    taker.end_request(state, request)  # nothing was read: the slots are empty again
+    assert state.segment.n_used == 20 - len(placed) and not state.segment.pins.any()
 
 
 def test_a_reader_that_is_closed_meanwhile(model, monkeypatch):

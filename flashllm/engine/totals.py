@@ -57,14 +57,16 @@ class Share:
         """Where the steps' time went; disjoint, so that the values sum to `wall_ns`.
 
         wait, decode: the caller stood still for reads, and for coded bytes that had been read;
-        attention, predict, ffn, head: inside native operators; python: the rest, NumPy included.
+        attention, predict, ffn, head: inside native operators; submit: in native code that asks for
+        reads and takes up what they brought; python: the rest, NumPy included.
         """
         if not self.steps:
             return {}
         counters = self.counters()
         decode = counters.get("decode_wait_ns", 0)
         wait = counters.get("wait_ns", 0) - decode
-        parts = {"wait": wait, "decode": decode, **self.kernel_ns}
+        parts = {"wait": wait, "decode": decode, "submit": counters.get("submit_ns", 0)}
+        parts |= self.kernel_ns
         return {**parts, "python": self.wall_ns - sum(parts.values())}
 
     def mean_ms(self, n: int) -> dict[str, float]:

@@ -11,10 +11,11 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import numpy as np
 
-from .._core import Bring, SlotTables
+from .._core import Bring, Request
 from ..units import KIB, align_up
 from .arriving import Arriving
 from .fetch import Fetch, Fetcher
@@ -41,14 +42,17 @@ class Demand:
     def extents(self, source: FrameSource, frames: np.ndarray, *, max_gap: int,
                 max_extent: int) -> Extents:  # fmt: skip
         """Reads for these frames, ascending; any single one fits a half of the area."""
-        most = self._half_bytes // source.slot_bytes
+        raw_bytes = 0
         if source.coded:
             max_extent = min(max_extent, self._half_bytes // 2)
-            most = (self._half_bytes - max_extent - source.alignment) // source.slot_bytes
-        return source.extents(
-            frames, max_gap=max_gap, max_extent=max_extent,
-            max_frames=min(max(most, 1), MAX_PIECES),
-        )  # fmt: skip
+            raw_bytes = max_extent + source.alignment
+        most = self.most_frames(source, raw_bytes)
+        return source.extents(frames, max_gap=max_gap, max_extent=max_extent, max_frames=most)
+
+    def most_frames(self, source: FrameSource, raw_bytes: int = 0) -> int:
+        """Of one extent, where so much of a half is needed for what is not decoded yet."""
+        most = (self._half_bytes - raw_bytes) // source.slot_bytes
+        return min(max(most, 1), MAX_PIECES)
 
     def bring(
         self, source: FrameSource, extents: Extents, targets: np.ndarray
@@ -86,8 +90,8 @@ class Demand:
             self.reset()
 
     def arriving(
-        self, source: FrameSource, ids: np.ndarray, extents: Extents, targets: np.ndarray,
-        slots: SlotTables, ended: Callable[[Bring], None],
+        self, source: FrameSource, ids: np.ndarray, request: Request, addresses: np.ndarray,
+        ended: Callable[[Bring], None],
     ) -> Arriving:  # fmt: skip
         """`bring` of what these items (int32, ascending) need, natively.
 
@@ -95,19 +99,20 @@ class Demand:
         """
         if self._fetches:
             raise AssertionError("two demands at once")
-
-        def counted(native: Bring) -> None:
-            n_reads, n_bytes, waited = native.submitted()
-            self.stats.reads += n_reads
-            self.stats.bytes_read += n_bytes
-            self.stats.wait_ns += waited
-            ended(native)
-
         arriving = self._fetcher.bring(
-            source, ids, extents, targets, slots, self._halves, self._half_bytes, counted
-        )
+            source, ids, request, addresses, self._halves, self._half_bytes,
+            partial(self._arrived, ended),
+        )  # fmt: skip
         self._arriving = weakref.ref(arriving)
         return arriving
+
+    def _arrived(self, ended: Callable[[Bring], None], native: Bring) -> None:
+        stats = self.stats
+        n_reads, n_bytes, waited = native.submitted()
+        stats.reads += n_reads
+        stats.bytes_read += n_bytes
+        stats.wait_ns += waited
+        ended(native)
 
     def reset(self) -> None:
         """Wait for the reads in flight; their bytes are lost."""

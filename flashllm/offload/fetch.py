@@ -17,7 +17,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .._core import SlotTables
+from .._core import Bring, Request
 from ..cache.arena import Arena
 from ..cache.segment import Segment
 from ..container.base import Plane
@@ -276,19 +276,20 @@ class Fetcher:
         return self._storage.brings
 
     def bring(
-        self, source: FrameSource, ids: np.ndarray, extents: Extents, targets: np.ndarray,
-        slots: SlotTables, halves: tuple[int, int], half_bytes: int, ended,
+        self, source: FrameSource, ids: np.ndarray, request: Request, addresses: np.ndarray,
+        halves: tuple[int, int], half_bytes: int, ended: Callable[[Bring], None],
     ) -> Arriving:  # fmt: skip
         """Raw frames for the items `ids`, as `start_frames` of all extents, wave by wave."""
 
         def describe(extent: int, check: int) -> str:
-            return source.describe(extents.frame_at(extent, max(check, 0)))
+            frames, first, *_ = request.frames()
+            return source.describe(frames[first[extent] + max(check, 0)])
 
         native, worded = self._storage.bring(
-            ids, source.per_frame, extents, targets, source.tables, slots, halves=halves,
-            half_bytes=half_bytes, step=source.slot_bytes, trash=self._trash, describe=describe,
+            request, halves=halves, half_bytes=half_bytes, step=source.slot_bytes,
+            trash=self._trash, describe=describe,
         )  # fmt: skip
-        return Arriving(ids, slots.addresses, native, self._arena, worded=worded, ended=ended)
+        return Arriving(ids, addresses, native, self._arena, worded=worded, ended=ended)
 
     def start_run(self, source: FrameSource, run: Run, address: int) -> RunFetch:
         """Submit, ahead, a run of raw frames, which stay where they are read, from `address` on."""

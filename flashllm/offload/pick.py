@@ -10,10 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 
 import numpy as np
 
-from .._core import Bring
+from .._core import Bring, Request
 from ..cache.arena import Arena
 from .advice import MAX_EXTENT, Adviser, distinct
 from .arriving import Arriving
@@ -106,23 +107,37 @@ class Picker(Adviser):
         ended: Callable[[], None],
     ) -> Arriving:  # fmt: skip
         """`pick` for kernels that take the parts natively; `ended` when it is over."""
-        source = state.source
-        _, taken = self._take(state, ids, clock, admit)
+        source, stats = state.source, self.stats
+        if admit and state.due(clock):
+            self._price(state, distinct(ids // source.per_frame), clock)
+        request, (n_absent, absent_bytes, unused_bytes) = self._taker.request(
+            state, ids, clock, admit=admit, max_extent=MAX_EXTENT,
+            max_frames=self._demand.most_frames(source),
+        )  # fmt: skip
+        stats.misses += n_absent
+        stats.hits += len(ids) - n_absent
+        stats.bytes_useful += absent_bytes
+        stats.prefetch_unused_bytes += unused_bytes
         try:
-            extents = self.extents(state, taken.missing)
-
-            def over(native: Bring) -> None:
-                n_submitted, n_bytes, waited = native.submitted()
-                self.stats.bundles_read += source.bundles_in(n_bytes)
-                if 0 < len(extents) == n_submitted:
-                    self._note_picked(state, clock, extents, n_bytes, waited)
-                self._taker.end(state, taken)
-                ended()
-
-            return self._demand.arriving(source, ids, extents, taken.targets, state.tables, over)
+            return self._demand.arriving(
+                source, ids, request, state.tables.addresses,
+                partial(self._arrived, state, request, clock, ended),
+            )  # fmt: skip
         except BaseException:
-            self._taker.end(state, taken)
+            self._taker.end_request(state, request)
             raise
+
+    def _arrived(
+        self, state: PlaneState, request: Request, clock: int, ended: Callable[[], None],
+        native: Bring,
+    ) -> None:  # fmt: skip
+        n_reads, n_bytes, waited = native.submitted()
+        if n_reads:
+            self.stats.bundles_read += state.source.bundles_in(n_bytes)
+            if n_reads == len(request) and state.due(clock):
+                self._note_picked(state, clock, extents_of(request), n_bytes, waited)
+        self._taker.end_request(state, request)
+        ended()
 
     def _take(
         self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool, unit: int = 0
@@ -261,6 +276,15 @@ class Picker(Adviser):
             for a, b in arriving:
                 for k in range(a, b):
                     copy(int(absent[k]), int(targets[k]))
+
+
+def extents_of(request: Request) -> Extents:
+    """What a request's `frames` are."""
+    frames, first, offset, length = request.frames()
+    return Extents(
+        np.array(frames, np.int32), np.array(first, np.int32), np.array(offset, np.int64),
+        np.array(length, np.int64),
+    )  # fmt: skip
 
 
 def _ready_first(

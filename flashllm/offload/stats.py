@@ -24,6 +24,7 @@ class StepStats:
     wait_ns: int = 0  # the caller stood still for reads or decoding
     decode_wait_ns: int = 0  # of that, for decoding: the bytes had been read
     decode_ns: int = 0  # thread time
+    submit_ns: int = 0  # the caller asked for reads, in native code
     planes_swept: int = 0  # sparse planes read whole
     planes_picked: int = 0  # sparse planes read bundle by bundle
     prefetch_bytes: int = 0  # read on advice; not part of bytes_read

@@ -108,7 +108,7 @@ class WeightStore:
             ring_reserve=max(ring_reserve, ring_stages), demand_bytes=demand_bytes,
             huge_pages=huge_pages,
         )  # fmt: skip
-        self._arena = self._memory.arena
+        self._arena, self._storage = self._memory.arena, storage
         self._fetcher = Fetcher(
             storage, self._arena, path=container.path, codecs=CODECS,
             planes=list(container.planes.values()), n_threads=decode_threads,
@@ -257,6 +257,7 @@ class WeightStore:
         """What the step did.  Safe after an error: open leases end here."""
         self._recover()
         self._step.steps = 1
+        self._step.submit_ns = self._storage.submit_ns - self._submitted_ns
         done = self._step
         self._total.add(done)
         self._count_into(StepStats())
@@ -272,6 +273,7 @@ class WeightStore:
         return sums
 
     def _count_into(self, stats: StepStats) -> None:
+        self._submitted_ns = self._storage.submit_ns
         self._step = self._leases.stats = stats
         self._stream.stats = self._demand.stats = self._picker.stats = stats
 

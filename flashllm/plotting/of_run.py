@@ -9,7 +9,7 @@ from ..units import MIB
 from .charts import Axis, Chart, Series, rolling
 
 WIDTH = 16  # tokens a rolling mean looks back on
-PARTS = ("wait", "decode", "attention", "predict", "ffn", "head", "python")
+PARTS = ("wait", "decode", "submit", "attention", "predict", "ffn", "head", "python")
 
 
 def run_charts(facts: Mapping[str, Any], tokens: Sequence[Mapping[str, Any]]) -> list[Chart]:

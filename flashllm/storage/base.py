@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._core import Bring, FrameTables, ReadFailure, SlotTables
+from .._core import Bring, FrameTables, ReadFailure, Request
 from ..errors import UsageError
 
 # The most that Storage.read returns at once: it is for headers and indices, not for weights.
@@ -184,6 +184,7 @@ class Storage(ABC):
     alignment: int  # of offsets and lengths of extents and destinations; 1 when any will do
     memory_alignment: int  # of destination addresses
     engine: str  # who waits for the device: "threads" or "uring"
+    submit_ns = 0  # that callers have spent so far on asking for reads natively, waiting apart
 
     @abstractmethod
     def submit(
@@ -243,12 +244,11 @@ class Storage(ABC):
     brings = False  # whether `bring` is there
 
     def bring(
-        self, ids: np.ndarray, per_frame: int, extents, targets: np.ndarray, tables: FrameTables,
-        slots: SlotTables, *, halves: tuple[int, int], half_bytes: int, step: int, trash: int,
+        self, request: Request, *, halves: tuple[int, int], half_bytes: int, step: int, trash: int,
         describe: Describe,
     ) -> tuple[Bring, Callable[[ReadFailure], Exception]]:  # fmt: skip
-        """`submit_frames` of all of `extents`, in waves, as the items `ids` (int32, ascending) are
-        asked for natively: see ext/fl_bring.h; and what words its failures."""
+        """`submit_frames` of all extents of a request, in waves, as its items are asked for
+        natively: see ext/fl_bring.h; and what words its failures."""
         raise AssertionError(f"storage {self.name} brings nothing")
 
     @abstractmethod

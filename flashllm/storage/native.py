@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
+from functools import partial
 
 from .. import _core
 from ..errors import (
@@ -150,24 +151,22 @@ class NativeStorage(Storage):
             raise UsageError(f"not frames of a plane: {error}") from error
         return NativeTicket(native, self, describe)
 
+    @property
+    def submit_ns(self) -> int:
+        return self._reader.submit_ns
+
     brings = True
 
     def bring(
-        self, ids, per_frame, extents, targets, tables, slots, *, halves, half_bytes, step, trash,
-        describe,
+        self, request, *, halves, half_bytes, step, trash, describe
     ):  # fmt: skip
-        def worded(failure: _core.ReadFailure) -> Exception:
-            return self._worded(failure, describe)
-
+        worded = partial(self._worded, describe=describe)
         try:
-            native = _core.Bring(
-                self._reader, tables, slots, ids, per_frame, extents.first, extents.offset,
-                extents.length, extents.frames, targets, *halves, half_bytes, step, trash,
-            )  # fmt: skip
+            native = _core.Bring(self._reader, request, *halves, half_bytes, step, trash)
         except _core.ReadFailure as failure:
             raise worded(failure) from None
         except (ValueError, TypeError, OverflowError) as error:
-            raise UsageError(f"not items of a plane: {error}") from error
+            raise UsageError(f"not a request that can be brought: {error}") from error
         return native, worded
 
     def read(self, offset: int, length: int) -> bytes:
