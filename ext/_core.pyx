@@ -1143,19 +1143,6 @@ cdef class FrameTables:
             raise ValueError("the frames are no ascending rows of the tables")
         return n
 
-    def lend(self, uint64_t[::1] addresses, int64_t start, int64_t stop, uint64_t shift):
-        """addresses[i] = offsets[i] + shift, modulo 2**64, of the frames [start, stop).  ValueError,
-        before anything has changed, where one has an address or is no row of the tables."""
-        cdef int64_t i
-        if addresses.shape[0] != self.offsets.shape[0] or not (
-                0 <= start <= stop <= addresses.shape[0]):
-            raise ValueError("the frames are no rows of the tables")
-        for i in range(start, stop):
-            if addresses[i]:
-                raise ValueError(f"frame {i} is present")
-        for i in range(start, stop):
-            addresses[i] = self.offsets[i] + shift
-
     def n_bytes(self, const int32_t[::1] frames):
         """The bytes of these frames in the file, padding included."""
         cdef size_t m = frames.shape[0]
@@ -1379,27 +1366,45 @@ cdef class Reader:
         ticket.reader, ticket.n = self, b.n_extents
         return ticket
 
-    def submit_run(self, FrameTables tables not None, int64_t offset, int64_t length,
-                   uint64_t address, int64_t start, int64_t stop):
-        """Queue the frames [start, stop) of these tables as one extent; its NativeTicket."""
+    def submit_runs(self, FrameTables tables not None, const int64_t[:, ::1] runs not None,
+                    int64_t first, list stages not None):
+        """Queue runs[first], runs[first + 1], … of these tables, one to each of `stages`, as reads
+        ahead; their bytes.  A row of `runs` is (start, stop, offset, bytes): the frames [start,
+        stop) lie one after the other in the file.  What cannot be queued ends all of them."""
         cdef fl_run run
         cdef fl_failure failure
-        cdef int status
-        cdef int64_t started = now_ns()
-        cdef NativeTicket ticket = NativeTicket.__new__(NativeTicket)
-        if not 0 <= start < stop <= <int64_t>tables.c.n_frames:
-            raise ValueError("the frames of a run do not lie in its tables")
-        run.offset, run.length, run.address = offset, length, address
-        run.n_frames, run.file_id = stop - start, tables.c.file_id
-        run.offsets, run.stored = tables.c.offsets + start, tables.c.stored + start
-        run.digests = tables.c.digests + start
-        with nogil:
-            status = fl_reader_submit_run(self.reader, &run, &ticket.ticket, &failure)
+        cdef int status = FL_READ_OK
+        cdef int64_t started = now_ns(), n_bytes = 0
+        cdef Py_ssize_t i, n = len(stages)
+        cdef RunRead stage
+        if runs.shape[1] != 4 or not 0 <= first <= runs.shape[0] - n:
+            raise ValueError("there are no such runs")
+        for i in range(n):
+            stage = <RunRead?>stages[i]
+            if not 0 <= runs[first + i, 0] < runs[first + i, 1] <= <int64_t>tables.c.n_frames:
+                raise ValueError("the frames of a run do not lie in its tables")
+        for i in range(n):
+            stage = <RunRead>stages[i]
+            run.offset, run.length = runs[first + i, 2], runs[first + i, 3]
+            if stage.ticket != NULL:
+                end_runs(stages[:i])
+                raise ValueError("a stage is in use")
+            stage.start, stage.stop = runs[first + i, 0], runs[first + i, 1]
+            stage.reader, stage.tables = self, tables
+            stage.shift = stage.address - <uint64_t>run.offset
+            run.address, run.n_frames = stage.address, stage.stop - stage.start
+            run.file_id, run.offsets = tables.c.file_id, tables.c.offsets + stage.start
+            run.stored, run.digests = tables.c.stored + stage.start, tables.c.digests + stage.start
+            with nogil:
+                status = fl_reader_submit_run(self.reader, &run, &stage.ticket, &failure)
+            if status != FL_READ_OK:
+                stage.ticket = NULL
+                end_runs(stages[:i])
+                failure.extent += i
+                raise _failure(status, &failure)
+            n_bytes += run.length
         self.submit_ns += now_ns() - started
-        if status != FL_READ_OK:
-            raise _failure(status, &failure)
-        ticket.reader, ticket.n = self, 1
-        return ticket
+        return n_bytes
 
     def submit_frames(self, FrameTables tables not None, int64_t start, int64_t stop,
                       const int32_t[::1] first, const int64_t[::1] offset,
@@ -1545,6 +1550,100 @@ cdef class NativeTicket:
     def close(self):
         with nogil:
             fl_ticket_close(self.ticket)
+
+
+@cython.no_gc
+cdef class RunRead:
+    """Frames of a plane that lie one after another in the file, on their way to `address` and on.
+
+    `Reader.submit_runs` begins it, `end_runs` ends it, and then it may begin anew.  Deleting it waits
+    for what is in flight.
+    """
+    cdef fl_ticket *ticket  # NULL: nothing has begun
+    cdef Reader reader  # outlives the ticket: its lock guards it
+    cdef FrameTables tables
+    cdef readonly uint64_t address
+    cdef readonly uint64_t shift  # from a frame's offset to its address, modulo 2**64
+    cdef readonly int64_t start, stop  # the frames
+
+    def __cinit__(self, uint64_t address, *_):
+        self.address = address
+
+    def __dealloc__(self):
+        self.finish()
+
+    cdef void finish(self) noexcept:
+        if self.ticket != NULL:
+            with nogil:
+                fl_ticket_free(self.ticket)
+            self.ticket = NULL
+
+    @property
+    def begun(self):
+        return self.ticket != NULL
+
+    def arrived(self):
+        """Whether it is there; never blocks."""
+        return self.ticket != NULL and fl_ticket_done(self.ticket) == 1
+
+    def wait(self):
+        """Return when it is there; ReadFailure when it cannot be."""
+        cdef fl_failure failure
+        cdef int status = FL_TIMEOUT
+        if self.ticket == NULL:
+            raise ValueError("nothing to wait for")
+        while status == FL_TIMEOUT:
+            with nogil:  # in slices, so that a Ctrl-C is seen
+                status = fl_ticket_wait(self.ticket, 1, SLICE_NS, &failure)
+            if status == FL_TIMEOUT:
+                PyErr_CheckSignals()
+        if status != FL_READ_OK:
+            raise _failure(status, &failure)
+
+
+def runs_arrived(list stages not None, int64_t most):
+    """How many, from the first and at most `most`, are runs that have arrived."""
+    cdef Py_ssize_t n = 0, stop = min(<Py_ssize_t>most, len(stages))
+    cdef RunRead stage
+    while n < stop:
+        stage = <RunRead?>stages[n]
+        if stage.ticket == NULL or fl_ticket_done(stage.ticket) != 1:
+            break
+        n += 1
+    return n
+
+
+def lend_runs(list stages not None, uint64_t[::1] addresses not None):
+    """Where the frames of these runs are, into a table by frame number; slices of them, as few as
+    can be.  ValueError, before anything has changed, where one has an address already."""
+    cdef RunRead stage
+    cdef int64_t i, start = 0, stop = 0
+    lent = []
+    for each in stages:
+        stage = <RunRead?>each
+        if stage.ticket == NULL or addresses.shape[0] != <Py_ssize_t>stage.tables.c.n_frames:
+            raise ValueError("the frames are no rows of the tables")
+        for i in range(stage.start, stage.stop):
+            if addresses[i]:
+                raise ValueError(f"frame {i} is present")
+    for each in stages:
+        stage = <RunRead>each
+        for i in range(stage.start, stage.stop):
+            addresses[i] = stage.tables.c.offsets[i] + stage.shift
+        if stage.start != stop:
+            if stop > start:
+                lent.append(slice(start, stop))
+            start = stage.start
+        stop = stage.stop
+    if stop > start:
+        lent.append(slice(start, stop))
+    return lent
+
+
+def end_runs(list stages not None):
+    """Wait for what is in flight of these; idempotent."""
+    for each in stages:
+        (<RunRead?>each).finish()
 
 
 def direct_alignment(int fd):

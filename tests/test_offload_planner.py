@@ -145,9 +145,10 @@ def test_sweep_brings_every_absent_frame_in_order(layout, max_gap, stage_bytes, 
     )
     assert (plan.runs is not None) == (in_a_row and not decoded_bytes)
     if plan.runs is not None:
-        for run, chunk in zip(plan.runs, chunks, strict=True):
-            assert list(range(run.start, run.stop)) == chunk
-            assert (run.offset, run.n_bytes) == (offsets[chunk[0]], lengths[chunk].sum())
+        assert plan.runs.dtype == np.int64 and plan.runs.shape == (len(plan), 4)
+        for (start, stop, offset, n_bytes), chunk in zip(plan.runs, chunks, strict=True):
+            assert list(range(start, stop)) == chunk
+            assert (offset, n_bytes) == (offsets[chunk[0]], lengths[chunk].sum())
     for f in set(read) - set(np.flatnonzero(absent)):
         before = max(i for i in np.flatnonzero(absent) if i < f)
         after = min(i for i in np.flatnonzero(absent) if i > f)

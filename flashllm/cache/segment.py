@@ -129,15 +129,9 @@ class Segment:
         """Let absent frames appear at these addresses (not in slots) until `take_back`."""
         self.show(frames, addresses, frames)
 
-    def lend_run(self, tables, frames: slice, shift: int) -> None:
-        """`lend` of frames that lie as in the file, `shift` bytes on (modulo 2**64), by the plane's
-        FrameTables."""
-        tables.lend(self.addresses, frames.start, frames.stop, shift)
-        last = self._lent[-1] if self._lent else None
-        if isinstance(last, slice) and last.stop == frames.start:  # taken back as one
-            self._lent[-1] = slice(last.start, frames.stop)
-        else:
-            self._lent.append(frames)
+    def note_lent(self, frames: list[slice]) -> None:
+        """Absent frames that native code has let appear: `take_back` ends it."""
+        self._lent += frames
 
     def show(
         self, frames: np.ndarray | slice, addresses: np.ndarray, lent: np.ndarray | slice

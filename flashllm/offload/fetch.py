@@ -14,18 +14,18 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
-from .._core import Bring, Request
+from .._core import Bring, ReadFailure, Request, RunRead
 from ..cache.arena import Arena
-from ..cache.segment import Segment
 from ..container.base import Plane
 from ..errors import CodecError, FlashReadError, UnsupportedError
 from ..units import KIB
 from .arriving import Arriving
 from .frames import RAW, FrameSource, linear_batch
-from .planner import Extents, Part, Run
+from .planner import Extents, Part
 
 # Extents are decoded in groups: waking a thread costs about as much as decoding 50 KiB.
 DECODE_GROUP_BYTES = 256 * KIB
@@ -125,64 +125,12 @@ class Fetch:
     def __del__(self) -> None:
         self.close()
 
-    def lend(self, segment: Segment) -> None:
-        """Its frames, which have arrived, appear in `segment` until that takes them back."""
-        segment.lend(self.extents.frames, self.addresses)
+    def arrived(self) -> bool:
+        """Whether all of them can be."""
+        return self.done() == len(self.extents)
 
     def _describe(self, extent: int, check: int) -> str:
         """Which frame a failed extent is about; `check` counts within the extent, -1 = none."""
-        return self.source.describe(self.extents.frame_at(extent, max(check, 0)))
-
-
-class RunFetch:
-    """A run of raw frames on its way: a Fetch without arrays, a thousand to the GiB."""
-
-    __slots__ = ("source", "extents", "failed", "_shift", "_ticket", "_closed", "_arena", "_pid")
-
-    decode_ns = decode_wait_ns = 0
-
-    def __init__(self, source: FrameSource, run: Run, address: int, arena: Arena):
-        self.source, self.extents, self.failed = source, run, False
-        self._shift = (address - run.offset) % 2**64  # from a frame's offset to its address
-        self._ticket, self._closed = None, False
-        self._arena, self._pid = arena, os.getpid()
-        arena.lease()
-
-    @property
-    def addresses(self) -> np.ndarray:
-        """uint64 of its frames."""
-        offsets = self.source.plane.offsets[self.extents.frames]
-        return offsets + np.uint64(self._shift)  # wraps back
-
-    def wait(self) -> None:
-        """As Fetch.wait, of all of it."""
-        try:
-            self._ticket.wait()
-        except Exception:
-            self.failed = True
-            raise
-
-    def done(self) -> int:
-        return self._ticket.done()
-
-    def close(self) -> None:
-        """As Fetch.close."""
-        if self._closed:
-            return
-        if os.getpid() == self._pid:
-            if self._ticket is not None:
-                self._ticket.close()
-            self._arena.release()
-        self._closed = True
-
-    def __del__(self) -> None:
-        self.close()
-
-    def lend(self, segment: Segment) -> None:
-        """As Fetch.lend."""
-        segment.lend_run(self.source.tables, self.extents.frames, self._shift)
-
-    def _describe(self, extent: int, check: int) -> str:
         return self.source.describe(self.extents.frame_at(extent, max(check, 0)))
 
 
@@ -272,7 +220,7 @@ class Fetcher:
 
     @property
     def brings(self) -> bool:
-        """Whether the storage has `bring`."""
+        """Whether the storage has `bring` and reads runs."""
         return self._storage.brings
 
     def bring(
@@ -285,24 +233,31 @@ class Fetcher:
             frames, first, *_ = request.frames()
             return source.describe(frames[first[extent] + max(check, 0)])
 
-        native, worded = self._storage.bring(
+        storage = self._storage
+        native = storage.bring(
             request, halves=halves, half_bytes=half_bytes, step=source.slot_bytes,
             trash=self._trash, describe=describe,
         )  # fmt: skip
-        return Arriving(ids, addresses, native, self._arena, worded=worded, ended=ended)
+        return Arriving(
+            ids, addresses, native, self._arena, worded=partial(storage.worded, describe=describe),
+            ended=ended,
+        )  # fmt: skip
 
-    def start_run(self, source: FrameSource, run: Run, address: int) -> RunFetch:
-        """Submit, ahead, a run of raw frames, which stay where they are read, from `address` on."""
-        fetch = RunFetch(source, run, address, self._arena)
+    def start_runs(
+        self, source: FrameSource, runs: np.ndarray, first: int, stages: list[RunRead]
+    ) -> int:
+        """Submit, ahead, rows of `runs` as the storage takes them; their bytes."""
+        return self._storage.submit_runs(source.tables, runs, first, stages)
+
+    def wait_run(self, source: FrameSource, run: RunRead) -> None:
+        """As Fetch.wait, of a run."""
         try:
-            fetch._ticket = self._storage.submit_run(
-                run.offset, run.n_bytes, address, run.start, run.stop, source.tables,
-                fetch._describe,
-            )  # fmt: skip
-        except BaseException:  # as in `start`
-            fetch.close()
-            raise
-        return fetch
+            run.wait()
+        except ReadFailure as failure:
+            start = run.start
+            raise self._storage.worded(
+                failure, lambda _, check: source.describe(start + max(check, 0))
+            ) from None
 
     def _queue_jobs(self, fetch: Fetch) -> None:
         group = np.cumsum(fetch.extents.length) // DECODE_GROUP_BYTES

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from .._core import lend_runs
 from .advice import distinct
 from .arriving import Arriving
 from .pick import Picker
@@ -117,7 +118,9 @@ class Leases:
         """(start, stop): these frames are in the address table now, until the next step of the
         iterator; ascending, covering the plane."""
         sweep, segment, stream = state.sweep(), state.segment, self._stream
+        addresses = segment.addresses
         most = max(1, stream.n_stages // 2)  # the other half keeps the device busy
+        no_gaps = sweep.n_bytes == sweep.absent_bytes  # else some that is read is resident
         self.unfinished += 1
         stream.enter(sweep)
         try:
@@ -128,15 +131,13 @@ class Leases:
             chunk = 0
             while chunk < len(sweep):
                 stages = stream.take(most)
-                for stage in stages:
-                    if sweep.n_bytes == sweep.absent_bytes:
-                        stage.fetch.lend(segment)
-                        continue
-                    # Gaps that were read through are resident.
-                    frames, addresses = stage.fetch.extents.frames, stage.fetch.addresses
-                    frames = np.arange(segment.n_frames, dtype=np.int32)[frames]
-                    absent = segment.addresses[frames] == 0
-                    segment.lend(frames[absent], addresses[absent])
+                if no_gaps and stages[0].fetch is None:
+                    segment.note_lent(lend_runs(stages, addresses))
+                else:
+                    for stage in stages:
+                        frames, places = stage.frames()
+                        absent = addresses[frames] == 0
+                        segment.lend(frames[absent], places[absent])
                 chunk += len(stages)
                 stop = int(sweep.cover[chunk])
                 yield start, stop

@@ -79,28 +79,6 @@ class Part:
         return self.extents.frame_at(self.start + extent, nth)
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Frames [start, stop) that lie one after the other in the file: one extent of `n_bytes` at
-    `offset`, without arrays."""
-
-    start: int
-    stop: int
-    offset: int
-    n_bytes: int
-
-    def __len__(self) -> int:
-        return 1
-
-    @property
-    def frames(self) -> slice:
-        return slice(self.start, self.stop)
-
-    def frame_at(self, extent: int, nth: int) -> int:
-        """As Extents.frame_at."""
-        return self.start + nth
-
-
 def coalesce(
     frames: np.ndarray,
     offsets: np.ndarray,
@@ -156,14 +134,16 @@ class SweepPlan:
     cover  int32[n+1]   frames [0, cover[0]) need no chunk; once chunk c is there, so are all frames
                         of [cover[c], cover[c+1])
     read   bool[n_frames], or None when every frame of each chunk is read
-    runs   each chunk as one run; None where frames do not lie one after the other or are coded
+    runs   int64[n, 4]: chunk c is the run of frames [runs[c,0], runs[c,1]), one extent at offset
+           runs[c,2] of runs[c,3] bytes; None where frames do not lie one after the other or are
+           coded
     n_bytes, absent_bytes  of the file: what is read; what of it was absent (the rest are gaps)
     """
 
     cuts: np.ndarray
     cover: np.ndarray
     read: np.ndarray | None
-    runs: tuple[Run, ...] | None
+    runs: np.ndarray | None
     n_bytes: int
     absent_bytes: int
     owner: object = None
@@ -201,7 +181,8 @@ def plan_sweep(
     wanted = np.flatnonzero(absent)
     if len(wanted) == 0:
         none = np.empty((0, 2), dtype=np.int32)
-        cover, runs = np.array([n_frames], dtype=np.int32), None if decoded_bytes else ()
+        cover = np.array([n_frames], dtype=np.int32)
+        runs = None if decoded_bytes else np.empty((0, 4), dtype=np.int64)
         return SweepPlan(none, cover, None, runs, 0, 0, owner)
     ends = offsets + lengths
     gaps = offsets[wanted[1:]] - ends[wanted[:-1]]
@@ -230,8 +211,7 @@ def plan_sweep(
     runs = None
     if dense and not decoded_bytes and (before[cuts[:, 1] - 1] == before[cuts[:, 0]]).all():
         starts = offsets[cuts[:, 0]]
-        rows = np.column_stack((cuts, starts, ends[cuts[:, 1] - 1] - starts))
-        runs = tuple(Run(*row) for row in rows.tolist())
+        runs = np.column_stack((cuts, starts, ends[cuts[:, 1] - 1] - starts)).astype(np.int64)
     return SweepPlan(
         cuts,
         cover,

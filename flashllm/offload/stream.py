@@ -12,29 +12,55 @@ One thread uses a Stream.  It knows sweeps, stages and fetches; not residency, l
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
 
+import numpy as np
+
+from .._core import RunRead, end_runs, runs_arrived
 from ..errors import ChecksumError, CodecError, FlashReadError
-from .fetch import Fetch, Fetcher, RunFetch
+from .fetch import Fetch, Fetcher
 from .frames import spaced
-from .planner import Extents, Run, SweepPlan
+from .planner import SweepPlan
 from .stats import StepStats
 
 _FOREVER = 1 << 62
 
 
-class Stage:
-    """Room for one chunk: where it is read, and where it is decoded if it is coded."""
+class Stage(RunRead):
+    """Room for one chunk: `address`, where it is read, and where it is decoded if it is coded.
 
-    __slots__ = ("raw_address", "decoded_address", "fetch", "plan", "chunk", "step")
+    A chunk that is a run is read by the stage itself, natively and many at a time: a GiB has a
+    thousand.  Any other is its `fetch`.
+    """
 
-    def __init__(self, raw_address: int, decoded_address: int):
-        self.raw_address, self.decoded_address = raw_address, decoded_address
-        self.fetch: Fetch | RunFetch | None = None
+    __slots__ = ("decoded_address", "fetch", "plan", "chunk", "step", "failed")
+
+    def __init__(self, _address: int, decoded_address: int):
+        self.decoded_address = decoded_address
+        self.fetch: Fetch | None = None
         self.plan: SweepPlan | None = None
         self.chunk = 0
         self.step = 0  # in which it was submitted
+        self.failed = False
+
+    def has_arrived(self) -> bool:
+        """Whether its frames can be used; never blocks."""
+        return self.arrived() if self.fetch is None else self.fetch.arrived()
+
+    def frames(self) -> tuple[np.ndarray, np.ndarray]:
+        """int32 frames, and uint64 addresses of them."""
+        if self.fetch is not None:
+            return self.fetch.extents.frames, self.fetch.addresses
+        offsets = self.plan.owner.plane.offsets[self.start : self.stop]
+        frames = np.arange(self.start, self.stop, dtype=np.int32)
+        return frames, offsets + np.uint64(self.shift)  # wraps back
+
+    @property
+    def n_bytes(self) -> int:
+        """Of the file."""
+        if self.fetch is not None:
+            return self.fetch.extents.n_bytes
+        return int(self.plan.runs[self.chunk, 3])
 
 
 class Stream:
@@ -44,7 +70,7 @@ class Stream:
         self._fetcher = fetcher
         self._stages = list(stages)
         self._free: list[Stage] = list(stages)
-        self._pending: deque[Stage] = deque()  # submitted, in program order
+        self._pending: list[Stage] = []  # submitted, in program order
         self._taken: list[Stage] = []  # with the caller
         self._dropped: list[Stage] = []  # left, perhaps still being read into
         self._program: list[SweepPlan] = []
@@ -109,63 +135,77 @@ class Stream:
             raise AssertionError(
                 f"the ring holds chunk {first.chunk} of another sweep, not chunk {self._chunk}"
             )
-        if first.fetch.done() < len(first.fetch.extents):
+        most = min(most, len(self._pending), len(plan) - self._chunk)
+        n = runs_arrived(self._pending, most)
+        if n == 0 and not first.has_arrived():
             start = time.perf_counter_ns()
             try:
                 self._wait(first)
             finally:
                 self.stats.wait_ns += time.perf_counter_ns() - start
-        n = 1
-        most = min(most, len(self._pending), len(plan) - self._chunk)
-        while n < most and self._arrived(self._pending[n]):
+            n = runs_arrived(self._pending, most)
+        n = max(n, 1)
+        while n < most and self._pending[n].has_arrived():
             n += 1
-        for _ in range(n):
-            stage = self._pending.popleft()
-            self._taken.append(stage)
+        # An interrupt between two lists leaves a stage in none: `follow` sees that, and resets.
+        taken = self._pending[:n]
+        del self._pending[:n]
+        self._taken = taken
         self._chunk += n
         return self._taken
 
     def _wait(self, stage: Stage) -> None:
         try:
-            stage.fetch.wait()
+            self._wait_once(stage)
         except (FlashReadError, ChecksumError, CodecError):
             if stage.step == self._step:
                 raise
             # Read ahead by an earlier step: this one has not asked for it yet, and asks now.
             self._close(stage)
-            self._submit(stage)
-            stage.fetch.wait()
+            self._submit([stage])
+            self._wait_once(stage)
 
-    @staticmethod
-    def _arrived(stage: Stage) -> bool:
-        return stage.fetch.done() == len(stage.fetch.extents)
+    def _wait_once(self, stage: Stage) -> None:
+        try:
+            if stage.fetch is not None:
+                stage.fetch.wait()
+            else:
+                self._fetcher.wait_run(stage.plan.owner, stage)
+        except Exception:
+            stage.failed = True
+            raise
 
     def release(self) -> None:
         """The taken stages are free again and get the next chunks of the program."""
-        while self._taken:
-            self._close(self._taken[-1])
-            self._free.append(self._taken.pop())
+        taken, self._taken = self._taken, []
+        end_runs(taken)
+        for stage in taken:
+            if stage.fetch is not None:
+                self._close(stage)
+        self._free += taken
         self._fill()
 
     def _close(self, stage: Stage) -> None:
+        end_runs([stage])
         if stage.fetch is not None:
             stage.fetch.close()
             self.stats.decode_ns += stage.fetch.decode_ns
             self.stats.decode_wait_ns += stage.fetch.decode_wait_ns
             stage.fetch = None
+        stage.failed = False
 
     def _match(self) -> None:
         """Keep the pending stages that the program asks for, in order; drop the others."""
         asked = self._chunks(self._visit, self._chunk)
-        kept: deque[Stage] = deque()
+        kept: list[Stage] = []
         wanted = next(asked, None)
         for stage in self._pending:
             same = wanted is not None and (stage.plan, stage.chunk) == wanted[2:]
-            if same and not stage.fetch.failed:
+            if same and not stage.failed:
                 kept.append(stage)
                 wanted = next(asked, None)
             else:
-                self.stats.bytes_dropped += stage.fetch.extents.n_bytes
+                self.stats.bytes_dropped += stage.n_bytes
                 self._dropped.append(stage)
         self._pending = kept
         if wanted is None:
@@ -182,18 +222,26 @@ class Stream:
 
     def _fill(self, *, wait: bool = False) -> None:
         """Give free stages the next chunks; `wait` for dropped ones when there is no other."""
-        for stage in [s for s in self._dropped if s.fetch is None or self._arrived(s)]:
+        for stage in [s for s in self._dropped if s.has_arrived()]:
             self._reclaim(stage)
         if wait and not self._free and not self._pending and self._dropped:
             self._reclaim(self._dropped[0])
         while self._free and self._next_visit < len(self._program):
             plan = self._program[self._next_visit]
-            stage = self._free[-1]
-            stage.plan, stage.chunk = plan, self._next_chunk
-            self._submit(stage)
-            self._pending.append(stage)
-            self._free.pop()
-            self._next_chunk += 1
+            n = 1 if self._native(plan) is None else len(plan) - self._next_chunk
+            stages = self._free[-n:]
+            for chunk, stage in enumerate(stages, self._next_chunk):
+                stage.plan, stage.chunk = plan, chunk
+            del self._free[-n:]
+            try:
+                self._submit(stages)
+            except BaseException:
+                for stage in stages:
+                    self._close(stage)
+                self._free += stages
+                raise
+            self._pending += stages
+            self._next_chunk += len(stages)
             if self._next_chunk == len(plan):
                 self._next_visit, self._next_chunk = self._next_visit + 1, 0
 
@@ -202,27 +250,30 @@ class Stream:
         self._free.append(stage)
         self._dropped.remove(stage)
 
-    def _submit(self, stage: Stage) -> None:
-        stage.step = self._step
-        source = stage.plan.owner
-        if stage.plan.runs is not None:
-            run = stage.plan.runs[stage.chunk]
-            self._count(run)
-            stage.fetch = self._fetcher.start_run(source, run, stage.raw_address)
+    def _native(self, plan: SweepPlan) -> np.ndarray | None:
+        """Its runs, where the storage reads runs."""
+        return plan.runs if self._fetcher.brings else None
+
+    def _submit(self, stages: list[Stage]) -> None:
+        """Begin the chunks of these stages, which follow one another; one that is no run alone."""
+        first = stages[0]
+        source, runs = first.plan.owner, self._native(first.plan)
+        for stage in stages:
+            stage.step = self._step
+        if runs is not None:
+            self.stats.bytes_read += self._fetcher.start_runs(source, runs, first.chunk, stages)
+            self.stats.reads += len(stages)
             return
-        frames = stage.plan.frames(stage.chunk)
+        frames = first.plan.frames(first.chunk)
         extents = source.extents(frames, max_gap=0, max_extent=_FOREVER)
         targets = None
         if source.coded:
-            targets = spaced(stage.decoded_address, source.slot_bytes, len(frames))
-        self._count(extents)
-        stage.fetch = self._fetcher.start(
-            source, extents, targets=targets, raw_address=stage.raw_address, ahead=True
-        )
-
-    def _count(self, extents: Extents | Run) -> None:
+            targets = spaced(first.decoded_address, source.slot_bytes, len(frames))
         self.stats.bytes_read += extents.n_bytes
         self.stats.reads += len(extents)
+        first.fetch = self._fetcher.start(
+            source, extents, targets=targets, raw_address=first.address, ahead=True
+        )
 
     # ----------------------------------------------------------------------------------- upkeep
 
@@ -230,7 +281,7 @@ class Stream:
         """Wait for everything and forget the program; every stage is free afterwards."""
         self._program, self._visit, self._chunk = [], 0, 0
         self._next_visit, self._next_chunk = 0, 0
-        self.stats.bytes_dropped += sum(stage.fetch.extents.n_bytes for stage in self._pending)
+        self.stats.bytes_dropped += sum(stage.n_bytes for stage in self._pending)
         for stage in self._stages:
             self._close(stage)
         for some in (self._pending, self._taken, self._dropped):
@@ -266,5 +317,5 @@ class Stream:
                 f"the next chunk to read is {(self._next_visit, self._next_chunk)}, "
                 f"after the pending ones comes {after}"
             )
-        if any(stage.fetch is not None for stage in self._free):
-            raise AssertionError("a free stage has a fetch")
+        if any(stage.begun or stage.fetch is not None for stage in self._free):
+            raise AssertionError("a free stage is being read into")

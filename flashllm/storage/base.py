@@ -28,7 +28,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .._core import Bring, FrameTables, ReadFailure, Request
+from .._core import Bring, FrameTables, ReadFailure, Request, RunRead
 from ..errors import UsageError
 
 # The most that Storage.read returns at once: it is for headers and indices, not for weights.
@@ -193,29 +193,6 @@ class Storage(ABC):
         """Queue all of `batch`.  UsageError when an extent breaks a rule of ReadBatch or the
         alignment; ClosedError after close().  `describe` words places for error messages."""
 
-    def submit_run(
-        self, offset: int, length: int, address: int, start: int, stop: int,
-        tables: FrameTables, describe: Describe | None = None,
-    ) -> Ticket:  # fmt: skip
-        """`submit`, ahead, of frames that lie one after the other in the file, as one extent: the
-        bytes [offset, offset + length) into the memory at `address`.
-
-        The frames are the rows [start, stop) of `tables`: offsets uint64[n], stored uint32[n] and
-        digests uint64[n].  Frame i lies at offsets[i]; its check is XXH64, seeded with offsets[i] +
-        file_id, over its stored[i] bytes.  This is what it means; a backend may do without arrays.
-        """
-        offsets, stored, digests = (table[start:stop] for table in tables.arrays)
-        ends = np.array((0, 1), np.int32)
-        lengths = np.array((length,), np.int64)
-        return self.submit(
-            ReadBatch(
-                np.array((offset,), np.int64), lengths,
-                ends, np.array((address,), np.uint64), lengths,
-                ends * np.int32(stop - start), offsets + np.uint64((address - offset) % 2**64),
-                stored.astype(np.int64), offsets + np.uint64(tables.file_id), digests,
-            ), describe, ahead=True,
-        )  # fmt: skip
-
     def submit_frames(
         self, extents, start: int, stop: int, tables: FrameTables, targets: np.ndarray, *,
         room: int = 0, room_bytes: int = 0, step: int = 0, trash: int,
@@ -226,8 +203,9 @@ class Storage(ABC):
 
         Each frame goes to its address in `targets` uint64[len(frames)], padded to the tables'
         alignment; what lies between two goes to `trash`.  A target of 0 is filled in here: the
-        next place in the `room_bytes` from `room` on, `step` bytes each.  Checks are those of
-        submit_run.  This is what it means; a backend may do without arrays.
+        next place in the `room_bytes` from `room` on, `step` bytes each.  Frame i lies at
+        offsets[i]; its check is XXH64, seeded with offsets[i] + file_id, over its stored[i] bytes.
+        This is what it means; a backend may do without arrays.
         """
         part = extents.part(start, stop)
         a = int(extents.first[start])
@@ -241,14 +219,29 @@ class Storage(ABC):
         batch = ReadBatch.scattered(part, tables, targets, trash)
         return self.submit(batch, describe, ahead=ahead)
 
-    brings = False  # whether `bring` is there
+    brings = False  # whether `bring`, `submit_runs` and `worded` are there
+
+    def submit_runs(
+        self, tables: FrameTables, runs: np.ndarray, first: int, stages: list[RunRead]
+    ) -> int:
+        """`submit`, ahead, of as many rows of `runs` int64[n, 4], from `first` on, as there are
+        `stages`, which none may be in use; their bytes.
+
+        A row is (start, stop, offset, bytes): the frames [start, stop) of `tables` lie one after
+        the other at `offset` and go to the stage's address, checked as those of submit_frames.
+        """
+        raise AssertionError(f"storage {self.name} reads no runs")
+
+    def worded(self, failure: ReadFailure, describe: Describe | None) -> Exception:
+        """The error for people that a failure stands for."""
+        raise AssertionError(f"storage {self.name} fails otherwise")
 
     def bring(
         self, request: Request, *, halves: tuple[int, int], half_bytes: int, step: int, trash: int,
         describe: Describe,
-    ) -> tuple[Bring, Callable[[ReadFailure], Exception]]:  # fmt: skip
+    ) -> Bring:  # fmt: skip
         """`submit_frames` of all extents of a request, in waves, as its items are asked for
-        natively: see ext/fl_bring.h; and what words its failures."""
+        natively: see ext/fl_bring.h.  `describe` words places of failures at its start."""
         raise AssertionError(f"storage {self.name} brings nothing")
 
     @abstractmethod
