@@ -673,6 +673,18 @@ cdef class NativeKernels:
             self.recording.kept += (None if x is None else x.base, None if up is None else up.base,
                                     None if bias is None else bias.base)
 
+    def repeat_arriving(self, Recording recording not None, Bring bring not None):
+        """The call of `decided` that was recorded alone, for what `bring` brings: as many of its ids as
+        those that were recorded, or fewer."""
+        cdef fl_call call
+        if recording.n != 1 or recording.calls[0].kind != FL_CALL_DECIDED:
+            raise ValueError("not a recording of one call that adds neurons")
+        call = recording.calls[0]
+        if <int64_t>bring.c.n_ids > call.decided.items.n:
+            raise ValueError("more items are being brought than were recorded")
+        call.decided.items.n = bring.c.n_ids
+        self.make_arriving(&call, bring)
+
     cdef int make_arriving(self, fl_call *call, Bring bring) except -1:
         """A `decided` call for each part that `bring` brings of its items, as it arrives."""
         cdef fl_failure failure
@@ -1515,8 +1527,10 @@ cdef class Bring:
 
     def end(self):
         """Wait for what is in flight; what was lent is absent again.  Idempotent."""
+        cdef int64_t started = now_ns()
         with nogil:
             fl_bring_end(&self.c)
+        self.reader.submit_ns += now_ns() - started
 
 
 @cython.no_gc

@@ -28,6 +28,7 @@ from flashllm.evaluation import negative_log_likelihood
 from flashllm.kernels import choose_kernels
 from flashllm.kernels.base import PieceView, weight_code
 from flashllm.models import approximate
+from flashllm.offload import WeightStore
 from flashllm.offload.planner import Pace
 from flashllm.predictors import DensePredictor, OraclePredictor, Predictor
 from flashllm.predictors.magnitude import MAX_BYTES, density_path, read_magnitudes
@@ -255,34 +256,66 @@ def _oracles(path):
 
 
 @pytest.mark.parametrize("bundle", ["all", "split"])
-@pytest.mark.parametrize("share", [1.0, 0.4])
+@pytest.mark.parametrize("share, kept", [(1.0, "none"), (0.4, "none"), (0.4, "deciding")])
 @pytest.mark.parametrize("mode", ["approx", "exact"])
 @pytest.mark.parametrize("audit", [0, 3])
+@pytest.mark.parametrize("variant", ["llama-relu", "nemotron"])
 def test_repeated_tokens_say_and_count_the_same(
-    tmp_path, monkeypatch, bundle, share, mode, audit
+    tmp_path, monkeypatch, variant, bundle, share, kept, mode, audit
 ):
-    """With the FFNs recorded, where they are operators alone, and through the interpreter."""
+    """With the FFNs recorded, as far as they are operators alone, and through the interpreter."""
     path = str(tmp_path / "m.flash")
-    relayout(tiny.container(tmp_path, "llama-relu"), path, bundle=bundle, per_frame=3)
+    relayout(tiny.container(tmp_path, variant), path, bundle=bundle, per_frame=3)
     n_layers = fits.beside(path)
     how = {"ram_budget": "1GiB", "mode": mode, "audit": audit, "debug": True}
     how |= {"recall": 0.9} if mode == "approx" else {}
     how["store"] = {"mode": "cached"}  # otherwise measured times decide what is kept, thus hits
     found = []
     for plainly in (False, True):
-        with monkeypatch.context() as patch, opened(path, patch, share=share, **how) as llm:
+        with (
+            monkeypatch.context() as patch,
+            opened(path, patch, share=share, whole=kept, **how) as llm,
+        ):
             if plainly:
                 nothing_recorded(patch)
             result = llm.generate(IDS, max_tokens=9, temperature=0, ignore_eos=True, logprobs=5)
             counted = {name: result.flash[name] for name in COUNTED}
             found.append((result.tokens, result.logprobs, counted))
             n_repeated = llm.model.repeats.n_recorded
-            whole = len(llm.model._whole_layers)
-        nothing = share < 1 and mode == "exact"  # all of it streams
-        assert (n_repeated == 0) == (plainly or nothing)
-        operators = share == 1 and (bundle == "all") == (mode == "approx")
-        assert plainly or whole == n_layers * operators
+            whole, streamed = len(llm.model._whole_layers), len(llm.model._streamed_layers)
+        begins = mode == "approx" or bundle == "split" and (share == 1 or kept == "deciding")
+        assert (n_repeated == 0) == (plainly or share < 1 and not begins)
+        operators = begins and (bundle == "all") == (mode == "approx")
+        assert plainly or whole == n_layers * (operators and share == 1)
+        assert plainly or streamed == n_layers * (operators and share < 1)
     assert found[0] == found[1] and counted["active_bundles"] > 0
+
+
+@pytest.mark.parametrize("quant", ["f32", "int8"])
+@pytest.mark.parametrize("n_leases", [0, 5])
+def test_requests_that_arrive_after_tokens_of_leases(tmp_path, monkeypatch, quant, n_leases):
+    """What adds neurons is then recorded when what prepares for it is repeated already."""
+    path = str(tmp_path / "m.flash")
+    relayout(tiny.container(tmp_path, "llama-relu", quant=quant), path, bundle="all", per_frame=3)
+    n_layers = fits.beside(path)
+    how = {"ram_budget": "1GiB", "mode": "approx", "recall": 0.9, "audit": 0, "share": 0.4}
+    how["store"] = {"mode": "cached"}
+    found = []
+    for n in (n_leases * n_layers, 10**6):
+        left, arriving = [n], WeightStore.arriving
+
+        def late(self, plane, ids, left=left, arriving=arriving):
+            left[0] -= 1
+            return None if left[0] >= 0 else arriving(self, plane, ids)
+
+        with monkeypatch.context() as patch, opened(path, patch, **how) as llm:
+            patch.setattr(WeightStore, "arriving", late)
+            result = llm.generate(IDS, max_tokens=12, temperature=0, ignore_eos=True, logprobs=5)
+            assert len(llm.model._streamed_layers) == n_layers
+            assert (len(llm.model._add_calls) == n_layers) == (n < 10**6)
+            counted = {name: result.flash[name] for name in COUNTED}
+            found.append((result.tokens, result.logprobs, counted))
+    assert found[0] == found[1]
 
 
 def test_a_fit_beside_the_container_is_used(tmp_path, capsys):

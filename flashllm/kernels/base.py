@@ -225,6 +225,11 @@ class KernelSet(FusedOperators, RecurrentOperators, ABC):
         """Make recorded calls again, on what their arrays hold now, for the token at `position`."""
         raise AssertionError(f"kernel set {self.name} records nothing")
 
+    def repeat_arriving(self, calls: Any, arriving: Any) -> None:
+        """Make a recorded call of `add_decided`, the only one, for what `arriving` brings: of the
+        ids that were given to it, on what they hold now, as many as are brought, at most all."""
+        raise AssertionError(f"kernel set {self.name} records nothing")
+
     # --------------------------------------------------------------------------------------- dots
 
     def prepare(self, acts: Activations, x: np.ndarray, piece: PieceView) -> None:

@@ -124,6 +124,10 @@ class NativeSet(KernelSet):
         self._open()
         self._core.repeat(calls, position)
 
+    def repeat_arriving(self, calls: Any, arriving: Any) -> None:
+        self._open()
+        self._core.repeat_arriving(calls, arriving)
+
     def _clear(self, x) -> None:
         self._core.clear(x)
 

@@ -9,7 +9,7 @@ order does the rest, so that streamed equals resident bit for bit (docs/ARITHMET
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -49,8 +49,10 @@ class DecoderModel(FeedForward, ABC):
             for name in vectors for last in ("gate.bias", "up.bias") if name.endswith("." + last)
         }  # fmt: skip
         self._ids, self._active_ids = np.zeros((2, config.intermediate_size), np.int32)
-        # Neurons chosen and added in each layer's `whole_ffn`; the last is no layer's.
+        # Neurons that begin_ffn has chosen and that were added; the last is no layer's.
         self._chosen, self._added = np.zeros((2, config.n_layers + 1), np.int64)
+        # Of `streamed_ffn`: by layer its call, and the ids that it was recorded with.
+        self._add_calls: dict[int, tuple[Any, np.ndarray]] = {}
         self._paired: dict[str, tuple[PieceView, np.ndarray] | None] = {}
         self.counts = StepCounts()
         self.observer: Observer | None = None

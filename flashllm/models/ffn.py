@@ -1,12 +1,13 @@
 """A decoder's FFNs: which of them a layer has, and those of naturally sparse families.
 
 Knows planes, leases and kernels; nothing of attention or of where a weight lies.  Those that
-compute everything are in dense_ffn.py, those that leave something out in approximate.py.
+compute everything are in dense_ffn.py, those that leave something out in approximate.py, and in
+begun_ffn.py how one token's ends natively.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from ..kernels.base import ATTENTION, FFN, PREDICT, PieceView
 from ..predictors import Predictor
 from ..predictors.scores import FittedPredictor
 from .approximate import ApproximateFFN, PredictedCounts
+from .begun_ffn import BegunFFN
 from .dense_ffn import DenseFFN
 
 
@@ -43,7 +45,7 @@ class StepCounts:
 Observer = Callable[[int, np.ndarray, np.ndarray], None]
 
 
-class FeedForward(ApproximateFFN, DenseFFN):
+class FeedForward(ApproximateFFN, BegunFFN, DenseFFN):
     """The part of a DecoderModel that computes FFNs (x is [T, hidden_size], normed)."""
 
     @property
@@ -64,19 +66,24 @@ class FeedForward(ApproximateFFN, DenseFFN):
         held = self.store.held(f"layers.{layer}.deciding") is not None
         return self.config.sparse and held and self.observer is None
 
-    def begin_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
+    def begin_ffn(
+        self, layer: int, x: np.ndarray, out: np.ndarray, *, choose: bool = False
+    ) -> None:
         """Where `ffn_begins`: what decides which neurons one token computes, and an empty sum.  The
-        rest of it is `ffn` with `begun`."""
+        rest of it is `ffn` with `begun`, or with `choose` what begun_ffn.py has."""
         if self.predictor_of(layer) is not None:
             self.begin_approximate(layer, x, out)
         else:
             self._begin_sparse(layer, x, out)
+        if choose:
+            self.choose(layer)
 
     def begun(self) -> list[np.ndarray]:
         """Arrays that `begin_ffn` fills, beside its `out`."""
-        arrays = [self.scratch.view("decided", 1)]
+        arrays = [self.scratch.view("decided", 1), self._ids, self._chosen]
         fitted = self.approximation.predictors.values() if self.approximation is not None else ()
-        return arrays + [p.scratch.raw for p in fitted if isinstance(p, FittedPredictor)][:1]
+        fitted = [p for p in fitted if isinstance(p, FittedPredictor)][:1]
+        return arrays + [array for p in fitted for array in (p.scratch.raw, p.scratch.ids)]
 
     def ffn(self, layer: int, x: np.ndarray, out: np.ndarray, *, begun: bool = False) -> None:
         """The layer's FFN of normed x [T, hidden_size] into `out`, biases included.
@@ -150,42 +157,6 @@ class FeedForward(ApproximateFFN, DenseFFN):
         self.linear(f"layers.{layer}.deciding", x, decided, bias=self._deciding_bias(layer))
         self._prepare_up(layer, x)
         self.kernels.clear(out)
-
-    def ffn_is_whole(self, layer: int) -> bool:
-        """Whether one token's FFN, having begun, is operators alone to its end: `whole_ffn`."""
-        prefix = f"layers.{layer}."
-        if prefix in self._inner_biases or self.store.whole(prefix + "ffn") is None:
-            return False
-        if (predictor := self.predictor_of(layer)) is not None:
-            return predictor.in_order and prefix + "deciding" not in self.planes
-        return True
-
-    def whole_ffn(self, layer: int, out: np.ndarray) -> None:
-        """What `ffn` does of one token after `begin_ffn`, where the bundles are in memory as a
-        whole.  How much it was is told by `count_whole`, when the token is through."""
-        plane, chosen = f"layers.{layer}.ffn", self._chosen[layer : layer + 1]
-        lease, ids, deciding = self.store.whole(plane), self._ids, None
-        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
-        self.clock.phase = FFN
-        if (predictor := self.predictor_of(layer)) is not None:
-            predictor.choose(chosen)
-            ids, deciding = predictor.chosen_ids, self._deciding_view(layer)
-        else:
-            self.kernels.above(decided, None, ids, chosen)
-        self._add_decided(layer, lease, ids, decided, out, deciding=deciding, count=chosen)
-        self._add_bias(f"layers.{layer}.ffn.bias", out)
-        self.clock.phase = ATTENTION
-
-    def count_whole(self, layers: Sequence[int]) -> None:
-        """Counts of the token whose FFNs of these layers were `whole_ffn`."""
-        for layer in layers:
-            n_chosen, n_added = int(self._chosen[layer]), int(self._added[layer])
-            self.store.note_used(n_chosen)
-            if self.predictor_of(layer) is not None:
-                counts = PredictedCounts(predicted=n_chosen, computed=n_added)
-                self._count_computed(layer, n_added, counts)
-            else:
-                self._count_active(layer, n_added, n_added, self.config.intermediate_size)
 
     def bundled_ffn(self, layer: int, x: np.ndarray, out: np.ndarray) -> None:
         """The same where deciding rows lie in the bundles: all are read, active ones computed."""

@@ -24,8 +24,10 @@ class LlamaModel(DecoderModel):
             config, planes, vectors, store, kernels, max_tokens=max_tokens, n_context=n_context
         )
         self.rope = RopeTable(config.rope, n_context)
-        self.repeats = Repeats(kernels)
-        self._whole_layers: list[int] = []  # of what `repeats` repeats
+        self.repeats, self.audited_repeats = Repeats(kernels), Repeats(kernels)
+        # Layers whose FFNs end in what begun_ffn.py has, of the parts that `repeats` runs.
+        self._whole_layers: list[int] = []
+        self._streamed_layers: list[int] = []
         self.scale, self.cap = config.head_dim**-0.5, 0.0
         for layer in range(config.n_layers):
             for norm in config.layer_norms:
@@ -68,15 +70,13 @@ class LlamaModel(DecoderModel):
         self.embed("embed", ids, x)
         if ids.size == 1:
             ((_, one),) = state.spans(1)
-            if self._approximating and self.approximation.auditing:
-                for part in self._parts(plainly=True):
-                    part.run(self, state=one)
-            else:
-                self.repeats.run(
-                    self, one, self._parts_key(), self._parts,
-                    lambda: (x, normed, residual, *self.begun()),
-                )  # fmt: skip
-                self.count_whole(self._whole_layers)
+            audited = self._approximating and self.approximation.auditing
+            (self.audited_repeats if audited else self.repeats).run(
+                self, one, self._parts_key(), partial(self._parts, audited=audited),
+                lambda: (x, normed, residual, *self.begun()),
+            )  # fmt: skip
+            if not audited:
+                self.count_begun(self._whole_layers, self._streamed_layers)
         else:
             for layer in range(self.config.n_layers):
                 self._first_half(layer, ids.size, state)
@@ -90,23 +90,31 @@ class LlamaModel(DecoderModel):
         view = self.scratch.view
         return view("x", n_tokens), view("normed", n_tokens), view("residual", n_tokens)
 
-    def _parts(self, plainly: bool = False) -> Iterator[Part]:
-        """Of one token's pass through the layers; `plainly`: nothing in it is to be repeated."""
+    def _parts(self, audited: bool = False) -> Iterator[Part]:
+        """Of one token's pass through the layers; of an `audited` one each FFN goes through the
+        interpreter as a whole."""
         whole: list[int] = []
+        streamed: list[int] = []
         for layer in range(self.config.n_layers):
             where = {"layer": layer, "n_tokens": 1}
-            begun = not plainly and self.ffn_begins(layer)
+            begun = not audited and self.ffn_begins(layer)
             yield Part(partial(LlamaModel._first_half, **where), self._attention_repeats(layer))
+            is_whole = begun and self.ffn_is_whole(layer)
+            choose = is_whole or begun and self.kernels.adds_arriving and self.ffn_chooses(layer)
             if begun:
-                yield Part(partial(LlamaModel._between, layer=layer), True)
-            if begun and self.ffn_is_whole(layer):
+                yield Part(partial(LlamaModel._between, layer=layer, choose=choose), True)
+            if is_whole:
                 whole.append(layer)
                 yield Part(partial(LlamaModel._whole, layer=layer), True)
+            elif choose:
+                streamed.append(layer)
+                yield Part(partial(LlamaModel._streamed, layer=layer))
             else:
                 rest = partial(LlamaModel._second_half, **where, begun=begun)
                 yield Part(rest, self._ffn_repeats(layer))
-        if not plainly:
-            self._whole_layers = whole
+        if not audited:
+            self._whole_layers, self._streamed_layers = whole, streamed
+            self._add_calls.clear()
 
     def _parts_key(self) -> tuple:
         """What decides which parts a token has and which of them may be repeated."""
@@ -124,14 +132,19 @@ class LlamaModel(DecoderModel):
         self._norm_added(f"layers.{layer}.attn_post_norm", residual)
         self._add_norm(x, residual, f"layers.{layer}.ffn_norm", normed)
 
-    def _between(self, layer: int, state) -> None:
+    def _between(self, layer: int, choose: bool, state) -> None:
         """What one token's FFN begins with."""
         _, normed, residual = self._streams(1)
-        self.begin_ffn(layer, normed, residual)
+        self.begin_ffn(layer, normed, residual, choose=choose)
 
     def _whole(self, layer: int, state) -> None:
         """The rest of it where all of its weights are in memory."""
         self.whole_ffn(layer, self._streams(1)[2])
+
+    def _streamed(self, layer: int, state) -> None:
+        """The same where they are picked."""
+        view = self.scratch.view
+        self.streamed_ffn(layer, view("normed", 1), view("residual", 1))
 
     def _second_half(self, layer: int, n_tokens: int, state, begun: bool = False) -> None:
         _, normed, residual = self._streams(n_tokens)

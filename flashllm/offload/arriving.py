@@ -40,9 +40,9 @@ class Arriving:
 
     def close(self) -> None:
         """Wait until nothing writes to the memory any more, and end the request; idempotent."""
-        self.native.end()
         if self._closed:
             return
+        self.native.end()
         self._closed = True
         if os.getpid() == self._pid:  # in a forked child pins and statistics are the parent's
             self._arena.release()

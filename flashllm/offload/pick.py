@@ -33,6 +33,7 @@ class Picker(Adviser):
         super().__init__(fetcher, demand)
         self._curve, self._taker = curve, Taker()
         self.paces = Paces()
+        self.n_looks = 0  # at what planes cost and how long they took, so far
 
     # ------------------------------------------------------------------------------------- pick
 
@@ -161,6 +162,7 @@ class Picker(Adviser):
         self, state: PlaneState, clock: int, extents: Extents, n_bytes: int, waited_ns: int
     ) -> None:
         if state.due(clock):
+            self.n_looks += 1
             self.paces.picks.note(
                 n_ops=len(extents), n_bytes=n_bytes,
                 estimated_s=pick_seconds(extents, self._curve), waited_s=1e-9 * waited_ns,
@@ -207,10 +209,12 @@ class Picker(Adviser):
 
     def _price(self, state: PlaneState, frames: np.ndarray, clock: int) -> None:
         if len(frames) and state.due(clock):
+            self.n_looks += 1
             state.price(frames, self._curve, self.paces, self.extents)
 
     def note_swept(self, sweep: SweepPlan, waited_ns: int) -> None:
         """The sweep of a sparse plane was waited for so long."""
+        self.n_looks += 1
         self.paces.sweeps.note(
             n_ops=len(sweep), n_bytes=sweep.n_bytes,
             estimated_s=sweep_seconds(sweep.n_bytes, self._curve), waited_s=1e-9 * waited_ns,

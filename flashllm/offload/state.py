@@ -64,6 +64,7 @@ class PlaneState:
         self.routed = routed
         self._index, self._stage_areas = index, stage_areas
         self._sweep: SweepPlan | None = None
+        self._swept = -1, 0  # slots, and the bytes of the frames beyond as many
         self.pick_s: float | None = None  # recent costs of a step in either mode, when priced
         self.sweep_s = 0.0
         self.prefetch: Prefetch | None = None
@@ -116,8 +117,10 @@ class PlaneState:
         self.max_gap = paces.gap(curve, bytes_each=self.source.slot_bytes, limit=MAX_GAP)
         missing = likely_misses(frames, self.last_use, n_slots=n_slots)
         pick_s = pick_seconds(extents_of(self, missing), curve)
-        _, lengths = self.source.places(slice(n_slots, None))
-        self.sweep_s = sweep_seconds(int(lengths.sum()), curve)
+        if self._swept[0] != n_slots:
+            _, lengths = self.source.places(slice(n_slots, None))
+            self._swept = n_slots, int(lengths.sum())
+        self.sweep_s = sweep_seconds(self._swept[1], curve)
         before = pick_s if self.pick_s is None else self.pick_s
         self.pick_s = before + SMOOTHING * (pick_s - before)
 

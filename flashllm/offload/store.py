@@ -97,6 +97,7 @@ class WeightStore:
                 raise UnknownNameError("plane", name, list(container.planes))
         self._clock = 0  # decode steps so far
         self.n_resized = 0  # how often what is kept has changed
+        self._n_looks = 0  # of the picker's, before this step
         self._admit = True
         self._adaptive, self._debug = mode == "adaptive", debug
         self._pick_penalty = 1.0 if begin_cached else PICK_PENALTY
@@ -230,10 +231,11 @@ class WeightStore:
         self._admit = admit
         self._clock += admit
         self._count_into(StepStats())
+        looked, self._n_looks = self._n_looks, self._picker.n_looks
         for state in self._sparse:
             if state.prefetch is not None and not self._picked_now(state):
                 self._picker.settle(state, self._clock)
-            if self._adaptive:
+            if self._adaptive and looked != self._n_looks:
                 better = state.better_mode(self._picker.paces, self._pick_penalty)
                 if better != state.mode:
                     self._change_mode(state, better)
