@@ -58,7 +58,7 @@ def nothing_recorded(monkeypatch) -> None:
     """Every token goes through the interpreter, each layer as if weights could be missing."""
 
     def plainly(self, model, state, key, parts, live):
-        for part in parts(audited=True):
+        for part in parts(plainly=True):
             part.run(model, state=state)
 
     monkeypatch.setattr(Repeats, "run", plainly)

@@ -157,21 +157,32 @@ class ApproximateFFN:
             self._begin_sum(layer, x, out)
         apart = f"layers.{layer}.deciding" in self.planes
         n_active = (self._apart_sum if apart else self._bundled_sum)(layer, x, ids, out)
-        counts = PredictedCounts(predicted=ids.size, computed=n_active)
-        auditing = self.approximation.auditing
-        if auditing or predictor.remembers:
+        self._count_computed(layer, n_active, PredictedCounts(ids.size, n_active))
+        if self.approximation.auditing or predictor.remembers:
             decided = self.scratch.view("decided", 1, self.config.intermediate_size)
             active = ids[decided[0, ids] > 0]
             # Not the truth, even where it is audited: tokens must not depend on audits.
             predictor.observe(active)
-        if auditing:
-            self.clock.phase = PREDICT
-            start = time.perf_counter_ns()
-            part = Slice.of(self.config.intermediate_size, self.approximation.n_audits + layer)
-            counts.true = self._audited(layer, x, part.ids())
-            counts.audit_ns = time.perf_counter_ns() - start
-            counts.guessed, counts.found = part.count(ids), part.count(active)
-        self._count_computed(layer, n_active, counts)
+        if self.approximation.auditing:
+            self._audit_guess(layer, x, ids, active)
+
+    def audit_begun(self, layer: int, x: np.ndarray) -> None:
+        """The audit of what begun_ffn.py has just computed."""
+        ids = self._ids_of(layer)[: int(self._chosen[layer])]
+        decided = self.scratch.view("decided", 1, self.config.intermediate_size)
+        self._audit_guess(layer, x, ids, ids[decided[0, ids] > 0])
+        self.clock.phase = ATTENTION
+
+    def _audit_guess(self, layer: int, x, ids: np.ndarray, active: np.ndarray) -> None:
+        """Of the neurons `ids`, which were computed, `active` were: count what was missed."""
+        self.clock.phase = PREDICT
+        start = time.perf_counter_ns()
+        part = Slice.of(self.config.intermediate_size, self.approximation.n_audits + layer)
+        true = self._audited(layer, x, part.ids())
+        self.counts.predicted.add(PredictedCounts(
+            true=true, guessed=part.count(ids), found=part.count(active),
+            audit_ns=time.perf_counter_ns() - start,
+        ))  # fmt: skip
 
     def _predict(self, predictor: Predictor, x) -> np.ndarray:
         """Its ids; all of its time is `predict`, NumPy's too."""

@@ -72,7 +72,8 @@ class BegunFFN:
                 self.kernels.repeat_arriving(calls, arriving.native)
         else:
             self._add_leases(layer, ids, x, out)
-        self._add_bias(f"layers.{layer}.ffn.bias", out)
+        if (bias := f"layers.{layer}.ffn.bias") in self.vectors:
+            self._add_bias(bias, out)
         self.clock.phase = ATTENTION
 
     def _recorded_add(self, layer: int, arriving, x: np.ndarray, out: np.ndarray) -> Any:
@@ -115,10 +116,11 @@ class BegunFFN:
 
     def count_begun(self, whole: Sequence[int], streamed: Sequence[int]) -> None:
         """Counts of the token whose FFNs of these layers were `whole_ffn` and `streamed_ffn`."""
+        chosen, n_of = self._chosen.tolist(), self._added.tolist()
         if whole:
-            self.store.note_used(int(self._chosen[whole].sum()))
+            self.store.note_used(sum(chosen[i] for i in whole))
         layers = [*whole, *streamed]
-        added = dict(zip(layers, self._added[layers].tolist(), strict=True))
+        added = {i: n_of[i] for i in layers}
         n_added, counts = sum(added.values()), self.counts
         counts.active_bundles += n_added
         counts.active_neurons += n_added
@@ -126,5 +128,5 @@ class BegunFFN:
         counts.layers.update(added)
         if self._approximating:
             predicted = [i for i in layers if i in self.approximation.predictors]
-            counts.predicted.predicted += int(self._chosen[predicted].sum())
+            counts.predicted.predicted += sum(chosen[i] for i in predicted)
             counts.predicted.computed += sum(added[i] for i in predicted)

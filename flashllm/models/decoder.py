@@ -191,10 +191,13 @@ class DecoderModel(FeedForward, ABC):
 
     def embed(self, plane: str, ids: np.ndarray, out: np.ndarray) -> None:
         """Rows `ids` of an embedding plane, decoded into float32 `out` [T, n]."""
+        view = self.views[plane]["row"]
+        if (lease := self.store.held(plane)) is not None:
+            self.kernels.decode_rows(lease.addresses, view, ids, out)
+            return
         stride = self.planes[plane].stride
         raw = np.empty((ids.size, stride), np.uint8)
         self.store.gather(plane, ids, raw)
-        view = self.views[plane]["row"]
         lone = PieceView(view.weight_type, 1, stride, view.offset, view.n_cols)
         addresses = raw.ctypes.data + stride * np.arange(ids.size, dtype=np.uint64)
         self.kernels.decode_rows(addresses, lone, np.arange(ids.size, dtype=np.int32), out)

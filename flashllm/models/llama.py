@@ -75,8 +75,7 @@ class LlamaModel(DecoderModel):
                 self, one, self._parts_key(), partial(self._parts, audited=audited),
                 lambda: (x, normed, residual, *self.begun()),
             )  # fmt: skip
-            if not audited:
-                self.count_begun(self._whole_layers, self._streamed_layers)
+            self.count_begun(self._whole_layers, self._streamed_layers)
         else:
             for layer in range(self.config.n_layers):
                 self._first_half(layer, ids.size, state)
@@ -90,14 +89,14 @@ class LlamaModel(DecoderModel):
         view = self.scratch.view
         return view("x", n_tokens), view("normed", n_tokens), view("residual", n_tokens)
 
-    def _parts(self, audited: bool = False) -> Iterator[Part]:
-        """Of one token's pass through the layers; of an `audited` one each FFN goes through the
-        interpreter as a whole."""
+    def _parts(self, plainly: bool = False, audited: bool = False) -> Iterator[Part]:
+        """Of one token's pass through the layers.  `plainly`: nothing is chosen before it is asked
+        for; `audited`: what has chosen is looked at."""
         whole: list[int] = []
         streamed: list[int] = []
         for layer in range(self.config.n_layers):
             where = {"layer": layer, "n_tokens": 1}
-            begun = not audited and self.ffn_begins(layer)
+            begun = not plainly and self.ffn_begins(layer)
             yield Part(partial(LlamaModel._first_half, **where), self._attention_repeats(layer))
             is_whole = begun and self.ffn_is_whole(layer)
             choose = is_whole or begun and self.kernels.adds_arriving and self.ffn_chooses(layer)
@@ -112,7 +111,9 @@ class LlamaModel(DecoderModel):
             else:
                 rest = partial(LlamaModel._second_half, **where, begun=begun)
                 yield Part(rest, self._ffn_repeats(layer))
-        if not audited:
+            if choose and audited and self.predictor_of(layer) is not None:
+                yield Part(partial(LlamaModel._audit, layer=layer))
+        if not plainly:
             self._whole_layers, self._streamed_layers = whole, streamed
             self._add_calls.clear()
 
@@ -145,6 +146,9 @@ class LlamaModel(DecoderModel):
         """The same where they are picked."""
         view = self.scratch.view
         self.streamed_ffn(layer, view("normed", 1), view("residual", 1))
+
+    def _audit(self, layer: int, state) -> None:
+        self.audit_begun(layer, self._streams(1)[1])
 
     def _second_half(self, layer: int, n_tokens: int, state, begun: bool = False) -> None:
         _, normed, residual = self._streams(n_tokens)

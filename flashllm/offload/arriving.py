@@ -57,4 +57,5 @@ class Arriving:
             raise self._worded(error) from None
 
     def __del__(self) -> None:
-        self.close()
+        if not self._closed:
+            self.close()

@@ -91,11 +91,12 @@ class Demand:
 
     def arriving(
         self, source: FrameSource, ids: np.ndarray, request: Request, addresses: np.ndarray,
-        ended: Callable[[Bring], None],
+        ended: Callable[[int, int, int], None],
     ) -> Arriving:  # fmt: skip
         """`bring` of what these items (int32, ascending) need, natively.
 
-        ended  is called when it is over and counted, before anything else can be asked for
+        ended  is called with reads, bytes and nanoseconds waited, when it is over and counted,
+               before anything else can be asked for
         """
         if self._fetches:
             raise AssertionError("two demands at once")
@@ -106,13 +107,13 @@ class Demand:
         self._arriving = weakref.ref(arriving)
         return arriving
 
-    def _arrived(self, ended: Callable[[Bring], None], native: Bring) -> None:
+    def _arrived(self, ended: Callable[[int, int, int], None], native: Bring) -> None:
         stats = self.stats
         n_reads, n_bytes, waited = native.submitted()
         stats.reads += n_reads
         stats.bytes_read += n_bytes
         stats.wait_ns += waited
-        ended(native)
+        ended(n_reads, n_bytes, waited)
 
     def reset(self) -> None:
         """Wait for the reads in flight; their bytes are lost."""

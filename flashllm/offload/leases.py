@@ -82,7 +82,7 @@ class Leases:
         self, state: PlaneState, ids: np.ndarray, *, clock: int, admit: bool
     ) -> Arriving | None:
         """`picked`, for kernels that take leases natively; None where it takes an iterator."""
-        if not self._picker.can_arrive(state):
+        if not state.arrives or state.prefetch is not None:
             return None
 
         def ended() -> None:

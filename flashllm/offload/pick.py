@@ -14,7 +14,7 @@ from functools import partial
 
 import numpy as np
 
-from .._core import Bring, Request
+from .._core import Request
 from ..cache.arena import Arena
 from .advice import MAX_EXTENT, Adviser, distinct
 from .arriving import Arriving
@@ -98,23 +98,18 @@ class Picker(Adviser):
         if lost:  # what was advised could not be read: it is asked for again, and then it counts
             yield from self.pick(state, np.sort(ids[n_ready:]), clock, admit, unit)
 
-    def can_arrive(self, state: PlaneState) -> bool:
-        """Whether `arriving` does what `pick` would."""
-        native = state.tables is not None and self._fetcher.brings
-        return native and not state.source.coded and state.prefetch is None
-
     def arriving(
         self, state: PlaneState, ids: np.ndarray, clock: int, admit: bool,
         ended: Callable[[], None],
     ) -> Arriving:  # fmt: skip
-        """`pick` for kernels that take the parts natively; `ended` when it is over."""
+        """`pick` for kernels that take the parts natively, of a plane that `arrives`; `ended` when
+        it is over."""
         source, stats = state.source, self.stats
         if admit and state.due(clock):
             self._price(state, distinct(ids // source.per_frame), clock)
         request, (n_absent, absent_bytes, unused_bytes) = self._taker.request(
-            state, ids, clock, admit=admit, max_extent=MAX_EXTENT,
-            max_frames=self._demand.most_frames(source),
-        )  # fmt: skip
+            state, ids, clock, admit=admit, max_extent=MAX_EXTENT, max_frames=state.most_frames
+        )
         stats.misses += n_absent
         stats.hits += len(ids) - n_absent
         stats.bytes_useful += absent_bytes
@@ -130,9 +125,8 @@ class Picker(Adviser):
 
     def _arrived(
         self, state: PlaneState, request: Request, clock: int, ended: Callable[[], None],
-        native: Bring,
+        n_reads: int, n_bytes: int, waited: int,
     ) -> None:  # fmt: skip
-        n_reads, n_bytes, waited = native.submitted()
         if n_reads:
             self.stats.bundles_read += state.source.bundles_in(n_bytes)
             if n_reads == len(request) and state.due(clock):
@@ -255,6 +249,9 @@ class Picker(Adviser):
         """Copy items into uint8 out [n, stride]; absent frames pass through the transient area."""
         source, addresses = state.source, state.segment.addresses
         stride, per_frame = source.plane.stride, source.per_frame
+        if len(ids) == 1 and (address := int(addresses[int(ids[0]) // per_frame])):
+            out[0] = arena.view(address + int(ids[0]) % per_frame * stride, stride)
+            return
         frame_of = np.asarray(ids) // per_frame
         by_frame = np.argsort(frame_of, kind="stable")
         frames, starts = np.unique(frame_of[by_frame], return_index=True)

@@ -72,6 +72,8 @@ class PlaneState:
             self.last_use = np.full(source.n_frames, -1, dtype=np.int32)
             self.prefetched = np.zeros(segment.n_most, dtype=bool)
         self.tables: SlotTables | None = None  # for native requests
+        self.arrives = False  # whether `Picker.arriving` does what `pick` would, nothing advised
+        self.most_frames = 1  # of one read on demand
         if sparse and isinstance(policy, LFU):
             self.tables = SlotTables(
                 segment.frame_slot, self.last_use, segment.addresses, segment.slot_frame,

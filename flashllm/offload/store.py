@@ -130,6 +130,10 @@ class WeightStore:
             policy_options=policy_options or {}, stage_areas=stage_areas(container, stage_bytes),
         )  # fmt: skip
         self._sparse = [state for state in self._states.values() if state.sparse]
+        for state in self._sparse:
+            native = state.tables is not None and self._fetcher.brings
+            state.arrives = native and not state.source.coded
+            state.most_frames = self._demand.most_frames(state.source)
         self.sparse_names = frozenset(state.name for state in self._sparse)
         # Also at interpreter exit: memory must not go while native threads read into it.
         self._shut_down = weakref.finalize(
