@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -59,9 +60,19 @@ class DeviceCurve:
         if keys != sorted(set(keys)):
             raise UsageError("a curve's points are sorted by depth and size, none twice")
 
+    @cached_property
+    def _tables(self) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+        """Depth, ascending -> sizes, and seconds per read of those, of no larger read more."""
+        tables = {}
+        for depth in sorted({p.depth for p in self.points}):
+            points = [p for p in self.points if p.depth == depth]
+            costs = np.minimum.accumulate([p.seconds_per_read for p in reversed(points)])[::-1]
+            tables[depth] = np.array([p.size_bytes for p in points], float), costs
+        return tables
+
     @property
     def depths(self) -> list[int]:
-        return sorted({p.depth for p in self.points})
+        return list(self._tables)
 
     def seconds_per_read(self, bytes_each: float, *, depth: int = 16) -> float:
         """Elapsed seconds per read with `depth` in flight, from the nearest measured depth that is
@@ -72,12 +83,9 @@ class DeviceCurve:
     def _per_read(self, bytes_each: np.ndarray, depth: int) -> np.ndarray:
         """Seconds per read at one of the measured depths, by the least of the lower ones' too."""
         found = np.full(np.shape(bytes_each), np.inf)
-        for known in self.depths:
+        for known, (sizes, costs) in self._tables.items():
             if known > depth:
                 break
-            points = [p for p in self.points if p.depth == known]
-            sizes = np.array([p.size_bytes for p in points], float)
-            costs = np.minimum.accumulate([p.seconds_per_read for p in reversed(points)])[::-1]
             beyond = np.maximum(bytes_each / sizes[-1], 1.0)
             found = np.minimum(found, np.interp(bytes_each, sizes, costs) * beyond)
         return found
@@ -108,7 +116,7 @@ class DeviceCurve:
     def bytes_per_s(self, bytes_each: float, *, depth: int = 16) -> float:
         return bytes_each / self.seconds_per_read(bytes_each, depth=depth)
 
-    @property
+    @cached_property
     def sequential_bytes_per_s(self) -> float:
         """The best rate among the points: large reads, many in flight."""
         return max(p.size_bytes / p.seconds_per_read for p in self.points)
